@@ -1,0 +1,100 @@
+"""Splits: what is disjoint, what is contained in what, and what stays the same when something else changes."""
+
+import numpy as np
+import pytest
+
+from transferlab.data import splits
+from transferlab.errors import UserError
+
+IDS = np.arange(200)
+STRATA = np.repeat([0, 1, 2], [100, 60, 40])
+
+
+def _counts(indices, strata=STRATA):
+  return np.bincount(strata[indices], minlength=3).tolist()
+
+
+def test_halves_are_disjoint_cover_everything_and_split_each_class_evenly():
+  first, second = (splits.halves(IDS, STRATA, half, seed=3) for half in (0, 1))
+  assert sorted([*first, *second]) == IDS.tolist()
+  assert _counts(first) == _counts(second) == [50, 30, 20]
+  assert not np.array_equal(first, splits.halves(IDS, STRATA, 0, seed=4))
+
+
+def test_test_cut_takes_the_fraction_of_every_class():
+  rest, test = splits.cut_test(IDS, STRATA, 0.25, seed=0)
+  assert _counts(test) == [25, 15, 10]
+  assert sorted([*rest, *test]) == IDS.tolist()
+
+
+def test_a_class_is_cut_the_same_way_whatever_other_classes_are_there():
+  """A target of some of the classes is tested on what a source of all of them never trained on."""
+  whole = splits.cut_test(IDS, STRATA, 0.25, seed=0)[1]
+  part = np.flatnonzero(STRATA != 1)
+  alone = part[splits.cut_test(IDS[part], STRATA[part], 0.25, seed=0)[1]]
+  assert set(alone) == set(whole[STRATA[whole] != 1])
+
+
+def test_order_of_the_examples_does_not_matter():
+  order = np.random.default_rng(0).permutation(200)
+  chosen = splits.shots(IDS[order], STRATA[order], 7, seed=1)
+  assert set(IDS[order][chosen]) == set(splits.shots(IDS, STRATA, 7, seed=1))
+
+
+def test_shots_of_five_are_contained_in_shots_of_ten():
+  five, ten = (splits.shots(IDS, STRATA, count, seed=5) for count in (5, 10))
+  assert _counts(five) == [5, 5, 5]
+  assert _counts(ten) == [10, 10, 10]
+  assert set(five) < set(ten)
+  assert set(five) != set(splits.shots(IDS, STRATA, 5, seed=6))
+
+
+def test_shots_are_drawn_uniformly():
+  """Over 400 seeds each of 40 examples is among 10 shots 100 times, give or take five standard deviations."""
+  strata = np.zeros(40, int)
+  times = np.zeros(40)
+  for seed in range(400):
+    times[splits.shots(np.arange(40), strata, 10, seed)] += 1
+  assert np.abs(times - 100).max() < 5 * np.sqrt(400 * 0.25 * 0.75)
+
+
+def test_purposes_have_independent_orders():
+  strata = np.zeros(1000, int)
+  orders = [splits.ranks(np.arange(1000), strata, 0, purpose) for purpose in range(4)]
+  correlations = np.corrcoef(orders)[np.triu_indices(4, 1)]
+  assert np.abs(correlations).max() < 0.15
+
+
+def test_a_fraction_of_the_training_examples_keeps_at_least_one_of_each_class():
+  small, large = (splits.share(IDS, STRATA, fraction, seed=0) for fraction in (0.001, 0.5))
+  assert _counts(small) == [1, 1, 1]
+  assert _counts(large) == [50, 30, 20]
+  assert set(small) < set(large)
+
+
+def test_validation_by_number_takes_that_many_of_each_class_and_by_fraction_a_share():
+  rest, chosen = splits.validation(IDS, STRATA, 4, seed=0)
+  assert _counts(chosen) == [4, 4, 4]
+  assert sorted([*rest, *chosen]) == IDS.tolist()
+  assert _counts(splits.validation(IDS, STRATA, 0.1, seed=0)[1]) == [10, 6, 4]
+
+
+def test_too_many_shots_name_the_class_its_size_and_the_largest_possible_value():
+  with pytest.raises(UserError, match=r"shots=41: class 'cat' has only 40 examples.*largest possible value is 40"):
+    splits.shots(IDS, STRATA, 41, 0, names=('ant', 'bee', 'cat'))
+  assert _counts(splits.shots(IDS, STRATA, 40, 0)) == [40, 40, 40]
+
+
+def test_validation_leaves_something_to_train_on():
+  with pytest.raises(UserError, match='largest possible value is 39'):
+    splits.validation(IDS, STRATA, 40, 0, names=('ant', 'bee', 'cat'))
+  with pytest.raises(UserError, match=r'validation=0\.001: the split would be empty'):
+    splits.validation(IDS, STRATA, 0.001, 0)
+
+
+def test_an_empty_half_or_test_split_is_an_error():
+  one = np.zeros(1, int)
+  with pytest.raises(UserError, match='half=1: the split would be empty'):
+    splits.halves(one, one, 1, 0)
+  with pytest.raises(UserError, match=r'test=0\.9: the split would be empty'):
+    splits.cut_test(one, one, 0.9, 0)

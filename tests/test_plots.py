@@ -1,0 +1,137 @@
+"""Plots: what the drawn objects show, read back from matplotlib, and that nothing overlaps or leaves the page."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib.text import Text
+
+from transferlab import plots, tables
+from transferlab.errors import UserError
+
+LONG = 'a_method_whose_name_is_far_too_long_to_stand_whole_beside_a_panel_of_this_width'
+METHODS = {'scratch': 0.5, 'full': 0.7, f'{LONG}_1': 0.52, f'{LONG}_2': 0.3}
+NOISE = np.random.default_rng(0).normal(size=(3, 4, 4)) * 0.02
+
+
+def records(pairs=('noise',), steps=5):
+  found = []
+  for p, pair in enumerate(pairs):
+    for m, (method, level) in enumerate(METHODS.items()):
+      for seed in range(4):
+        value = level + NOISE[p, m, seed]
+        curve = [{'step': 10 * (i + 1), 'validation': {'accuracy': value * (i + 1) / steps}} for i in range(steps)]
+        cell = {'pair': pair, 'method': method, 'seed': seed}
+        values = {split: {'accuracy': value} for split in ('train', 'validation', 'test')}
+        run = {'cell': cell, 'status': 'done', 'selected': values, 'last': values, 'seconds': 1.0, 'curve': curve}
+        found.append(run)
+  return found
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The figures that are saved, in order; the files are written all the same."""
+  figures, save = [], plots._save
+  monkeypatch.setattr(plots, '_save', lambda figure, path: (figures.append(figure), save(figure, path)))
+  return figures
+
+
+def texts(figure):
+  renderer = figure.canvas.get_renderer()
+  shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+  shown = [text for text in shown if all(artist.get_visible() for artist in _parents(text, figure))]
+  return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
+
+
+def _parents(text, figure):
+  # Labels of ticks beyond the limits exist, but are not drawn.
+  for panel in figure.axes:
+    for axis in (panel.xaxis, panel.yaxis):
+      low, high = sorted(axis.get_view_interval())
+      for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+        if text in (tick.label1, tick.label2) and not low <= tick.get_loc() <= high:
+          return [text, type('Hidden', (), {'get_visible': lambda self: False})()]
+  return [text]
+
+
+@pytest.mark.parametrize('pairs', [('noise',), ('noise', 'rotation', 'colours inverted, and the background blurred')])
+def test_no_text_overlaps_another_or_leaves_the_page(drawn, tmp_path, pairs):
+  table = tables.Table(baseline='scratch')
+  plots.comparison(tables.summarise(records(pairs), table), tmp_path / 'comparison.png')
+  plots.curves(records(pairs), table, tmp_path / 'curves.png')
+  for figure in drawn:
+    boxes = texts(figure)
+    assert len(boxes) > 8
+    for text, box in boxes:
+      assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+      assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+    for (one, first), (other, second) in itertools.combinations(boxes, 2):
+      assert not first.overlaps(second), (one, other)
+
+
+def test_dots_stand_at_the_means_with_their_intervals_and_verdicts(drawn, tmp_path):
+  summary = tables.summarise(records(), tables.Table(baseline='scratch'))
+  plots.comparison(summary, tmp_path / 'comparison.png')
+  (panel,) = drawn[0].axes
+  rows = summary.blocks[0].rows
+  assert [row.verdict for row in rows] == [None, 'win', 'tie', 'loss']
+  looks = ['baseline', 'win', 'tie', 'loss']
+  for place, (row, look, bar) in enumerate(zip(rows, looks, panel.containers)):
+    dot, _, (segments,) = bar.lines
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (pytest.approx(row.mean), place)
+    assert (dot.get_color(), dot.get_marker()) == plots.LOOKS[look]
+    (ends,) = segments.get_segments()
+    assert ends[:, 0] == pytest.approx([row.mean - row.half_width, row.mean + row.half_width])
+  names = [label.get_text() for label in panel.get_yticklabels()]
+  assert names[:2] == ['scratch', 'full'] and len(set(names)) == 4  # though two are cut
+  dashed = [line for line in panel.lines if line.get_linestyle() == '--']
+  assert [line.get_xdata()[0] for line in dashed] == [pytest.approx(rows[0].mean)]
+  labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+  assert labels == ['win', 'tie', 'loss', 'baseline (scratch)', '95 % interval', 'one seed']
+
+
+def test_a_row_that_failed_says_so_in_its_place(drawn, tmp_path):
+  runs = records()
+  for run in runs:
+    if run['cell']['method'] == 'full':
+      run.update(status='failed', reason='out of memory')
+  plots.comparison(tables.summarise(runs, tables.Table(baseline='scratch')), tmp_path / 'comparison.png')
+  (text,) = drawn[0].axes[0].texts
+  assert text.get_text() == 'failed: out of memory' and text.get_position()[1] == 1
+
+
+def test_curves_are_means_over_repeats_with_bands_and_dotted_after_an_early_stop(drawn, tmp_path):
+  runs = records()
+  early = {'pair': 'noise', 'method': 'full', 'seed': 2}
+  stopped = [{**run, 'curve': run['curve'][:3]} if run['cell'] == early else run for run in runs]
+  plots.curves(stopped, tables.Table(), tmp_path / 'curves.png')
+  (panel,) = drawn[0].axes
+  values = np.array([[p['validation']['accuracy'] for p in r['curve']] for r in runs if r['cell']['method'] == 'full'])
+  dotted, whole = [line for line in panel.lines if line.get_color() == plots.PALETTE[1]]
+  assert list(whole.get_xdata()) == [10, 20, 30]
+  assert whole.get_ydata() == pytest.approx(values.mean(0)[:3])
+  assert list(dotted.get_xdata()) == [30, 40, 50]
+  assert dotted.get_ydata()[1:] == pytest.approx(values[[0, 1, 3]].mean(0)[3:])
+  half = 3.182446305 * values.std(0, ddof=1) / 2  # Student's t for 3 degrees of freedom, four repeats
+  edges = panel.collections[1].get_paths()[0].vertices
+  assert edges[:, 1].max() == pytest.approx((values.mean(0) + half)[2])
+  assert edges[edges[:, 0] == 10][:, 1].min() == pytest.approx((values.mean(0) - half)[0])
+
+
+def test_files_are_png_of_readable_width_and_leave_no_temporary_or_global_state(tmp_path):
+  plots.comparison(tables.summarise(records(), tables.Table()), tmp_path / 'deep' / 'comparison.png')
+  plots.curves(records(), tables.Table(), tmp_path / 'deep' / 'curves.png')
+  assert sorted(path.name for path in (tmp_path / 'deep').iterdir()) == ['comparison.png', 'curves.png']
+  for path in (tmp_path / 'deep').iterdir():
+    pixels = image.imread(path)
+    assert pixels.shape[1] == 1350 and pixels[..., :3].std() > 0.05
+  assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
+
+
+def test_nothing_to_plot_is_the_users_mistake(tmp_path):
+  with pytest.raises(UserError, match='nothing to plot'):
+    plots.curves([{**r, 'curve': []} for r in records()], tables.Table(), tmp_path / 'curves.png')
+  with pytest.raises(UserError, match='nothing to plot'):
+    plots.comparison(tables.summarise([], tables.Table()), tmp_path / 'comparison.png')

@@ -1,0 +1,274 @@
+"""What the flags of the command line do, as functions that return text. Reads runs; only `run` trains."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transferlab import config, experiment, folder, paths
+from transferlab.cells import Study, candidates, expand
+from transferlab.errors import UserError, unknown
+from transferlab.preparation import Prepared, Run, prepare
+from transferlab.screen import Screen
+from transferlab.study import run_study
+
+
+def run(settings: Run | Study, workdir: Path, stop: Callable[[], bool], *, extend: bool) -> int:
+  """Trains, shows the result, and returns the exit status: 1 where a cell failed."""
+  screen = Screen()
+  try:
+    if isinstance(settings, Study):
+      _, records = run_study(settings, workdir, screen=screen, stop=stop)
+      screen.close()
+      _show_table(settings, records, workdir)
+      return int(any(record['status'] == 'failed' for record in records))
+    results = experiment.run(settings, workdir, screen=screen, stop=stop, extend=extend)
+    screen.close()
+    print('\n'.join(_results(results, workdir)))
+    return 0
+  finally:
+    screen.close()
+
+
+def _show_table(study: Study, records: list[dict[str, Any]], workdir: Path) -> None:
+  from rich.console import Console
+
+  from transferlab import comparison, tables
+
+  tables.show(comparison.summarise(records, study.table), Console(width=None if _terminal() else 160))
+  print(f'{workdir}: table.md, table.csv, table.json, comparison.png, curves.png')
+
+
+def _terminal() -> bool:
+  import sys
+
+  return sys.stdout.isatty()
+
+
+def _results(results: dict[str, Any], workdir: Path) -> list[str]:
+  lines = []
+  for which in ('selected', 'last'):
+    measured = results[which]
+    if measured is None:
+      lines.append(f'{which}: none (no validation data)')
+      continue
+    step = results['best']['step'] if which == 'selected' and results['best'] else results['steps']
+    lines.append(f'{which}' + (f' (step {step})' if step is not None else ''))
+    lines += [f'  {split:<12}' + _numbers(values) for split, values in measured.items()]
+  if 'chosen' in results:
+    lines.append('chosen on validation data: ' + ', '.join(f'{k}={v}' for k, v in results['chosen'].items()))
+  return [*lines, f'{workdir}: {results["seconds"]:.1f} s']
+
+
+def _numbers(values: dict[str, Any]) -> str:
+  shown = {name: value for name, value in values.items() if not isinstance(value, list)}
+  return '  '.join(f'{name} {"—" if value is None else format(value, ".4f")}' for name, value in shown.items())
+
+
+def help_config() -> str:
+  """Every key of a run, and of an experiment."""
+  return '\n'.join(
+    [
+      'A run:',
+      config.document(Run),
+      '',
+      'An experiment (a config with axes):',
+      config.document(Study),
+    ]
+  )
+
+
+def listing(what: str) -> list[str]:
+  """The names that a config may use. Raises `UserError` for an unknown kind of name."""
+  if what not in LISTS:
+    raise unknown('list', what, LISTS)
+  return LISTS[what]()
+
+
+def _networks() -> list[str]:
+  from transferlab.networks import network
+
+  return _described({name: network.network_function(name) for name in network.NETWORKS})
+
+
+def _terms() -> list[str]:
+  from transferlab.objectives import objective
+
+  return _described({name: objective.term_function(name) for name in objective.TERMS})
+
+
+def _described(functions: dict[str, Callable]) -> list[str]:
+  """Name, keyword arguments and the first sentence of the docstring."""
+  import inspect
+
+  lines = []
+  for name, function in functions.items():
+    options = [
+      f'{p.name}={p.default!r}' if p.default is not p.empty else p.name
+      for p in inspect.signature(function).parameters.values()
+      if p.kind is p.KEYWORD_ONLY
+    ]
+    lines.append(f'{name}({", ".join(options)})  {(function.__doc__ or "").strip().splitlines()[0]}')
+  return lines
+
+
+def _data() -> list[str]:
+  from transferlab.data import sources
+
+  return [f'{name}  {(read.__doc__ or "").strip().splitlines()[0]}' for name, read in sources.SOURCES.items()]
+
+
+def _optimizers() -> list[str]:
+  from transferlab.training import optimizer
+
+  return optimizer.optimizer_names()
+
+
+def _schedules() -> list[str]:
+  from transferlab.training.phases import Schedule
+
+  return [Schedule.model_fields['name'].description or '']
+
+
+def _metrics() -> list[str]:
+  from transferlab.evaluation import metrics
+
+  return [f'{task}: {", ".join(names)}' for task, names in metrics.METRICS.items()]
+
+
+def _baselines() -> list[str]:
+  from transferlab.evaluation import baselines
+
+  return _described(baselines.BASELINES)
+
+
+LISTS: dict[str, Callable[[], list[str]]] = {
+  'networks': _networks,
+  'terms': _terms,
+  'data': _data,
+  'optimizers': _optimizers,
+  'schedules': _schedules,
+  'metrics': _metrics,
+  'baselines': _baselines,
+}
+
+
+def dry_run(settings: Run | Study) -> list[str]:
+  """What a config would do, without doing it. Raises `UserError` as the run itself would."""
+  if isinstance(settings, Run):
+    return _dry_run(next(candidates(settings)).settings)
+  cells = list(expand(settings))
+  lines = [f'{len(cells)} cells, {sum(len(cell.candidates) for cell in cells)} runs', '']
+  seen: set[str] = set()
+  for cell in cells:
+    row = ' / '.join(str(value) for name, value in cell.where.items() if name != settings.table.repeats)
+    if row not in seen:
+      seen.add(row)
+      try:
+        lines += [
+          f'== {row}',
+          *([f'fails: {cell.failure}'] if cell.failure else _dry_run(cell.candidates[0].settings)),
+          '',
+        ]
+      except UserError as error:
+        lines += [f'fails: {error}', '']
+  return lines
+
+
+def _dry_run(settings: Run) -> list[str]:
+  prepared = prepare(settings)
+  lines = ['data', *(f'  {line}' for line in _data_lines(prepared))]
+  if settings.baseline is not None:
+    return [*lines, f'baseline {settings.baseline.name}']
+  if prepared.source is not None:
+    lines += ['source', *(f'  {line}' for line in _data_lines(prepared.source)), *_phase_lines(prepared.source)]
+  lines += ['parameters', *(f'  {line}' for line in experiment.parameter_table(prepared))]
+  if prepared.plan is not None:
+    lines += ['transplant', *(f'  {line}' for line in [*prepared.plan.lines(), *prepared.notes])]
+  return [*lines, *_phase_lines(prepared)]
+
+
+def _data_lines(prepared: Prepared) -> list[str]:
+  loaded, data = prepared.loaded, prepared.run.target.data
+  sizes = ', '.join(f'{len(rows)} {name}' for name, rows in loaded.splits.items())
+  shape = 'x'.join(map(str, loaded.examples.arrays['x'].shape[1:]))
+  return [
+    f'{data.name} ({loaded.info.origin}): {loaded.info.task}, inputs {shape}, {loaded.info.outputs} outputs',
+    f'{sizes}; labels used: {sum(loaded.labels.values())}',
+  ]
+
+
+def _phase_lines(prepared: Prepared) -> list[str]:
+  import numpy as np
+
+  from transferlab.training import report
+
+  examples, record = prepared.loaded.examples, prepared.record
+  arrays = {name: examples.arrays[name] for name in ('x', 'label')}
+  own = {name: np.asarray(record[name], np.float32) for name in ('shift', 'scale')}
+  lines = ['phases (operations and memory of one step, as the compiler reports them)']
+  for stretch in prepared.stretches:
+    cost = report.cost(stretch, prepared.network.shapes(), arrays, prepared.order().rows, own)
+    shapes = paths.flatten(prepared.network.shapes()['params'])
+    trained = sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path in stretch.method.trainable)
+    lines.append(
+      f'  {stretch.name}: {stretch.steps} steps of {stretch.phase.optimizer}, {trained:,} of '
+      f'{sum(math.prod(leaf.shape) for leaf in shapes.values()):,} parameters; {cost.operations / 1e6:.3g} MFLOP, '
+      f'{cost.memory / 2**20:.3g} MiB, optimizer {cost.optimizer / 2**20:.3g} MiB'
+    )
+  return lines
+
+
+def use(workdir: Path, evaluate: str | None, predict: str | None) -> str:
+  """Measures a run on data, or writes its predictions; returns what to print."""
+  from transferlab import model
+
+  trained, lines = model.load(workdir), []
+  if evaluate is not None:
+    data, split = _data_spec(evaluate, trained)
+    lines.append(f'{evaluate}: ' + _numbers(trained.evaluate(data, split)))
+  if predict is not None:
+    data, split = _data_spec(predict, trained)
+    name = ''.join(letter if letter.isalnum() or letter in '-_=' else '_' for letter in predict)
+    path = workdir / 'predictions' / f'{name}.csv'
+    lines.append(f'{path}: {trained.write_predictions(data, split, path)} rows')
+  return '\n'.join(lines)
+
+
+def _data_spec(spec: str, trained: Any) -> tuple[Any, str]:
+  """A bare name of one of the run's own splits stands for its own data."""
+  from transferlab import model
+
+  if spec in trained.prepared.loaded.splits:
+    return trained.prepared.run.target.data, spec
+  return model.data_spec(spec)
+
+
+def inspect(spec: str) -> list[str]:
+  """What a run's folder, a checkpoint or an npz file holds. Raises `UserError` where it is none of these."""
+  path = Path(spec)
+  if path.suffix == '.npz':
+    return _inspect_npz(path)
+  from transferlab import checkpoints, paths
+
+  found = checkpoints.find(spec)
+  record, tree = checkpoints.progress(found), checkpoints.load(found)
+  lines = [f'{found}: format {record["format"]}, step {record.get("step")}, phase {record.get("phase")}']
+  if (path / 'config.json').exists():
+    lines.append(f'network: {folder.read_json(path / "config.json")["config"].get("network")}')
+  for kind in ('params', 'stats'):
+    lines += [
+      f'{kind}  {name}  {"x".join(map(str, leaf.shape))}  {leaf.dtype}'
+      for name, leaf in paths.flatten(tree[kind]).items()
+    ]
+  return lines
+
+
+def _inspect_npz(path: Path) -> list[str]:
+  import numpy as np
+
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return [f'{name}  {"x".join(map(str, file[name].shape))}  {file[name].dtype}' for name in file.files]
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read: {error}') from None

@@ -1,0 +1,91 @@
+"""What examples are: arrays with a leading example axis, and what is known about them.
+
+Here: the two dataclasses that readers make and everything else takes, and the digest that notices changed
+data. Nothing here reads files or draws anything.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from transferlab.paths import flatten
+
+
+@dataclass(frozen=True)
+class Info:
+  """What is known about examples.
+
+  `low` and `high` bound the inputs of images. With several label columns `tasks` holds the `Info` of each,
+  and this one's task, classes and targets are those of the first, by which splits are drawn.
+  """
+
+  kind: Literal['image', 'table']
+  task: Literal['classification', 'binary', 'regression']
+  classes: tuple[str, ...] = ()
+  columns: tuple[str, ...] = ()
+  targets: tuple[str, ...] = ()
+  low: float = 0.0
+  high: float = 1.0
+  origin: str = ''
+  file: str | None = None
+  tasks: dict[str, 'Info'] = field(default_factory=dict)
+
+  @property
+  def outputs(self) -> int:
+    """How many outputs a network for this task has (of the first task, where there are several)."""
+    return {'classification': len(self.classes), 'binary': 1, 'regression': len(self.targets)}[self.task]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+  """Arrays with a leading example axis.
+
+  `x`: images [N, H, W, C], float32 or uint8, or tables float32 [N, D]. `label`: int32 [N] for classification
+  and binary, float32 [N, T] for regression; for several label columns a dict of these. `id`: int64 [N], row
+  numbers in the original data (its training rows before its test rows). `official`: indices of 'train' and
+  'test', where fixed.
+  """
+
+  arrays: dict[str, Any]
+  info: Info
+  official: dict[str, np.ndarray] | None = None
+
+  def __len__(self) -> int:
+    return len(self.arrays['id'])
+
+  def take(self, indices: np.ndarray) -> 'Examples':
+    """The examples at these indices, in this order; official splits follow them."""
+    indices = np.asarray(indices)
+    official = self.official and {name: np.flatnonzero(np.isin(indices, rows)) for name, rows in self.official.items()}
+    return Examples({name: _rows(value, indices) for name, value in self.arrays.items()}, self.info, official)
+
+  @property
+  def strata(self) -> np.ndarray:
+    """int [N]: the class of each example by the first label column; zeros for regression."""
+    label = self.arrays['label']
+    label = next(iter(label.values())) if isinstance(label, Mapping) else label
+    return np.zeros(len(self), np.int64) if self.info.task == 'regression' else label
+
+
+def _rows(value: Any, indices: np.ndarray) -> Any:
+  if isinstance(value, Mapping):
+    return {name: _rows(item, indices) for name, item in value.items()}
+  return value[indices]
+
+
+def from_arrays(x: np.ndarray, label: Any, info: Info, official: dict[str, np.ndarray] | None = None) -> Examples:
+  """Examples with their row numbers as ids."""
+  return Examples({'x': x, 'label': label, 'id': np.arange(len(x), dtype=np.int64)}, info, official)
+
+
+def digest(examples: Examples) -> str:
+  """32 hexadecimal digits that change with any name, dtype, shape or value, not with where the data lie."""
+  info, total = examples.info, hashlib.blake2b(digest_size=16)
+  total.update(repr((info.task, info.classes, info.columns, info.targets)).encode())
+  for name, array in sorted(flatten({**examples.arrays, 'official': examples.official or {}}).items()):
+    total.update(repr((name, array.dtype.str, array.shape)).encode())
+    total.update(np.ascontiguousarray(array).data)
+  return total.hexdigest()

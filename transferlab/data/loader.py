@@ -1,0 +1,140 @@
+"""Batches: shuffled, checkpointable, the same whether held on the device or streamed through grain.
+
+Which example stands at which place is a pure function of the seed and the epoch, so a position in the data is a
+step number and nothing else: there is no iterator state to save.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from transferlab.data.examples import Examples
+
+Batch = dict[str, Any]
+
+
+def permutation(count: int, epoch: int, seed: int) -> Int[np.ndarray, 'count']:
+  """The order of an epoch: a function of the seed and the epoch only."""
+  return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+
+
+def balanced_order(labels: Int[np.ndarray, 'count'], epoch: int, seed: int) -> Int[np.ndarray, 'count']:
+  """An order in which every class has its turn in every round: rare classes are repeated, common ones cut.
+
+  Each round visits the classes in a random order; each class walks through a permutation of its examples.
+  """
+  classes = np.unique(labels)
+  random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+  rounds = -(-len(labels) // len(classes))
+  turns = np.concatenate([random.permutation(len(classes)) for _ in range(rounds)])[: len(labels)]
+  order = np.empty(len(labels), np.int64)
+  for number, value in enumerate(classes):
+    members = random.permutation(np.flatnonzero(labels == value))
+    places = np.flatnonzero(turns == number)
+    order[places] = members[np.arange(len(places)) % len(members)]
+  return order
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """Which training example stands where in every batch of a run.
+
+  Attributes:
+    count: number of training examples.
+    batch_size: examples in a global batch; rows beyond it pad the batch to what the devices divide.
+    rows: `batch_size` rounded up to a multiple of the number of devices.
+    last_batch: 'carry': batches run on from one epoch into the next; 'pad': the last of an epoch is padded.
+    labels: [count] class numbers for balanced sampling, else None.
+  """
+
+  count: int
+  batch_size: int
+  rows: int
+  seed: int
+  last_batch: Literal['carry', 'pad'] = 'carry'
+  labels: np.ndarray | None = None
+
+  def epoch(self, epoch: int) -> np.ndarray:
+    """[count] example numbers in the order of one epoch."""
+    return _epoch(self.count, epoch, self.seed, None if self.labels is None else self.labels.tobytes())
+
+  def batches(self, start: int, count: int) -> dict[str, np.ndarray]:
+    """Steps `start` … `start + count − 1` as rows into the training examples.
+
+    Returns:
+      'row' [count, rows], 'mask' (real or padding), 'place' in the global batch, 'view' (the epoch: how often the
+      example was seen before).
+    """
+    steps = np.arange(start, start + count)[:, None]
+    place = np.broadcast_to(np.arange(self.rows), (count, self.rows))
+    mask = place < self.batch_size
+    if self.last_batch == 'carry':
+      position = steps * self.batch_size + place
+      view, within = position // self.count, position % self.count
+    else:
+      per_epoch = -(-self.count // self.batch_size)
+      within = steps % per_epoch * self.batch_size + place
+      view = np.broadcast_to(steps // per_epoch, within.shape)
+      mask = mask & (within < self.count)
+    row = np.zeros(place.shape, np.int64)
+    for epoch in np.unique(view[mask]):
+      chosen = mask & (view == epoch)
+      row[chosen] = self.epoch(int(epoch))[within[chosen]]
+    return {'row': row, 'mask': mask, 'place': place.astype(np.int32), 'view': view.astype(np.int32)}
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch(count: int, epoch: int, seed: int, labels: bytes | None) -> np.ndarray:
+  if labels is None:
+    return permutation(count, epoch, seed)
+  return balanced_order(np.frombuffer(labels, np.int32), epoch, seed)
+
+
+def training_arrays(examples: Examples, rows: np.ndarray) -> dict[str, Any]:
+  """The arrays of the training split, as the batches take them: 'x', 'label', 'id'."""
+  return examples.take(rows).arrays
+
+
+def gather(arrays: Mapping[str, Any], picks: Mapping[str, Any]) -> Batch:
+  """Batches from arrays that are held: every array's rows `picks['row']`, beside mask, place and view. Pure."""
+  import jax
+
+  taken = jax.tree.map(lambda leaf: leaf[picks['row']], dict(arrays))
+  return {**taken, **{name: picks[name] for name in ('mask', 'place', 'view')}}
+
+
+def stream(arrays: Mapping[str, Any], order: Order, start: int, workers: int, buffer: int = 8) -> Iterator[Batch]:
+  """The same batches one by one, gathered by grain's threads (or worker processes) ahead of their use."""
+  import grain
+
+  source = grain.MapDataset.source(_Steps(dict(arrays), order))
+  dataset = source[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=buffer))
+  if workers:
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  return iter(dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+  """Random access to batches by step, which is what grain wants of a source."""
+
+  arrays: dict[str, Any]
+  order: Order
+
+  def __len__(self) -> int:
+    return np.iinfo(np.int32).max
+
+  def __getitem__(self, step: int) -> Batch:
+    picks = {name: value[0] for name, value in self.order.batches(int(step), 1).items()}
+    return gather(self.arrays, picks)
+
+
+def evaluation_batches(count: int, batch_size: int) -> Iterator[tuple[slice, Bool[np.ndarray, 'batch']]]:
+  """Slices that cover every example once, each with a mask of `batch_size`: the last is to be padded, never dropped."""
+  for start in range(0, count, batch_size):
+    stop = min(start + batch_size, count)
+    yield slice(start, stop), np.arange(batch_size) < stop - start

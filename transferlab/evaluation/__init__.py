@@ -1,0 +1,1 @@
+"""What was learnt: exact evaluation and its metrics."""

@@ -1,0 +1,72 @@
+"""Exact evaluation: every example counts once, on any batch size and any number of devices. Talks to devices.
+
+Batches are padded and the padding cut off again; metrics (metrics.py) are computed from the complete outputs.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from transferlab.data import preprocessing
+from transferlab.data.loader import evaluation_batches
+from transferlab.evaluation import metrics
+from transferlab.networks.network import Network
+from transferlab.training import parallel
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(network: Network, population: bool) -> Any:
+  def forward(variables: Mapping[str, Any], record: Mapping[str, Any], x: jax.Array) -> Any:
+    inputs = preprocessing.apply(x, record['shift'], record['scale'])
+    outputs, _ = network.apply(variables, inputs)
+    return outputs[network.stages[-1]]
+
+  return jax.jit(jax.vmap(forward) if population else forward)
+
+
+def predict(
+  network: Network,
+  variables: Mapping[str, Any],
+  record: Mapping[str, Any],
+  x: np.ndarray,
+  batch_size: int,
+  mesh: Mesh | None = None,
+  population: bool = False,
+) -> Any:
+  """The head's outputs for all examples, in order, as NumPy.
+
+  Args:
+    variables: parameters and statistics; in a population each leaf has a leading axis of members.
+    record: arrays 'shift' and 'scale' of the preprocessing.
+    x: [examples, …] ([members, examples, …] in a population), not yet preprocessed.
+
+  Returns:
+    [examples, …] ([members, examples, …]), or `{task: …}`.
+  """
+  axis = 1 if population else 0
+  rows = parallel.rows(batch_size, mesh)
+  forward = _forward(network, population)
+  pieces = []
+  for part, mask in evaluation_batches(x.shape[axis], rows):
+    batch = x[:, part] if population else x[part]
+    missing = rows - batch.shape[axis]
+    padding = [(0, missing if index == axis else 0) for index in range(x.ndim)]
+    outputs = forward(variables, record, parallel.place(np.pad(batch, padding), mesh, axis))
+    real = np.flatnonzero(mask)
+    pieces.append(jax.tree.map(lambda leaf, real=real: np.take(leaf, real, axis), jax.device_get(outputs)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts, axis), *pieces)
+
+
+def measure(names: Sequence[str], outputs: Any, labels: Any, task: str) -> dict[str, Any]:
+  """The metrics of complete outputs; with several tasks 'task/metric' for each, and the mean of the first."""
+  if not isinstance(outputs, Mapping):
+    return metrics.compute(names, outputs, labels, task)
+  return {
+    f'{head}/{name}': value
+    for head in outputs
+    for name, value in metrics.compute(names, outputs[head], labels[head], task).items()
+  }

@@ -1,0 +1,18 @@
+"""What a config may say of evaluation. Imports nothing heavy, so that a mistake is answered at once."""
+
+import pydantic
+
+from transferlab.config import OUTSIDE, Positive, Schema
+from transferlab.data.sources import Data
+
+
+class Evaluation(Schema):
+  """What is measured, and when."""
+
+  every: Positive = pydantic.Field(100, description='steps between validations (each phase also ends with one)')
+  batch_size: Positive = pydantic.Field(256, description='examples at a time', json_schema_extra=OUTSIDE)
+  metrics: list[str] | None = pydantic.Field(None, description="what results.json holds; None: the task's usual ones")
+  select: str | None = pydantic.Field(
+    None, description='validation metric that chooses step, value and early stop; None: accuracy (mean_squared_error)'
+  )
+  sets: dict[str, Data] = pydantic.Field({}, description='further data sets to evaluate at the end, by name')

@@ -1,0 +1,243 @@
+"""One run: data -> network -> transplant -> phases -> evaluation -> results.json. Reads and writes a run's folder.
+
+Order at start: resume, else source, else from scratch. A run that is finished is read, not repeated.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transferlab import config, folder, paths
+from transferlab.errors import Interrupted, UserError
+from transferlab.preparation import FORMAT, Prepared, Run, Weights, prepare, start
+from transferlab.screen import Screen
+from transferlab.training.phases import names as phase_names
+
+Stop = Callable[[], bool]
+
+
+def run(
+  settings: Run, workdir: Path, *, screen: Screen | None = None, stop: Stop = lambda: False, extend: bool = False
+) -> dict[str, Any]:
+  """Trains and evaluates one run in its folder, and returns what results.json holds.
+
+  Args:
+    workdir: the run's folder. Sources that are pretrained on the way stand in `sources/` beside it.
+    stop: asked now and then whether to save and stop.
+    extend: the folder may hold the same run with shorter phases.
+
+  Raises:
+    UserError: a mistake in the config, or a folder that belongs to another run.
+    Diverged: the loss stopped being finite.
+    Interrupted: `stop` said so; the same call continues.
+  """
+  screen = screen or Screen(quiet=True)
+  if settings.choose:
+    from transferlab import study
+
+    return study.choose_run(settings, workdir, screen=screen, stop=stop)
+  prepared = prepare(settings)
+  with folder.locked(workdir):
+    folder.claim(workdir, config.resolved(settings), prepared.identity(), extend=extend)
+    finished = workdir / 'results.json'
+    if finished.exists() and not (extend and _longer(prepared, workdir)):
+      screen.say(f'{workdir} is finished')
+      return folder.read_json(finished)
+    folder.write_json(workdir / 'environment.json', folder.environment())
+    results = _baseline(prepared) if settings.baseline else _train(prepared, workdir, screen, stop)
+    folder.write_json(finished, results)
+  return results
+
+
+def _longer(prepared: Prepared, workdir: Path) -> bool:
+  """Whether a finished run is shorter than what the config now asks for."""
+  from transferlab import checkpoints
+
+  progress = checkpoints.progress(checkpoints.find(str(workdir)))
+  return sum(stretch.steps for stretch in prepared.stretches) > progress['step']
+
+
+def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop) -> dict[str, Any]:
+  from transferlab import results
+  from transferlab.training.loop import Loop
+
+  begun = time.monotonic()
+  weights = source_weights(prepared, workdir.parent / 'sources', screen, stop)
+  if stop():
+    raise Interrupted('interrupted before training')
+  member = start(prepared, weights)
+  describe(prepared, workdir)
+  saver = RunFolder(prepared, workdir)
+  screen.expect(sum(stretch.steps for stretch in prepared.stretches))
+  screen.doing(workdir.name)
+  try:
+    loop = Loop(
+      [member],
+      feed_of([prepared], [member]),
+      cadence_of(prepared.run),
+      validation=results.validation([prepared]),
+      saver=saver,
+      advance=screen.advance,
+      stop=stop,
+    )
+    fitted = loop.run()[0]
+  finally:
+    saver.close()
+  measured = results.final(prepared, fitted, workdir / 'predictions')
+  for warning in fitted.warnings:
+    screen.say(f'note: {warning}')
+  return record(prepared, measured, fitted, seconds=time.monotonic() - begun)
+
+
+def _baseline(prepared: Prepared) -> dict[str, Any]:
+  from transferlab import results
+
+  begun = time.monotonic()
+  measured = results.measure_baseline(prepared, list(prepared.loaded.splits))
+  return record(
+    prepared,
+    {'last': measured, 'selected': measured if 'validation' in measured else None},
+    None,
+    seconds=time.monotonic() - begun,
+  )
+
+
+def record(prepared: Prepared, measured: Mapping[str, Any], fitted: Any, *, seconds: float) -> dict[str, Any]:
+  """What results.json holds; times stand in 'seconds', so that everything else is reproducible to the bit."""
+  return {
+    'format': FORMAT,
+    'status': 'done',
+    **measured,
+    'best': fitted.best if fitted else None,
+    'steps': fitted.steps if fitted else None,
+    'curve': fitted.history if fitted else [],
+    'warnings': fitted.warnings if fitted else [],
+    'trained_parameters': prepared.trained_parameters(),
+    'labels': prepared.loaded.labels,
+    'data': prepared.loaded.info.origin,
+    'identity': config.digest(prepared.identity()),
+    'seconds': round(seconds, 3),
+  }
+
+
+def source_weights(prepared: Prepared, sources: Path, screen: Screen, stop: Stop) -> Weights | None:
+  """The source's weights: read, or pretrained in `sources/HASH`, where runs that share a source find them again."""
+  if prepared.weights is not None or prepared.source is None:
+    return prepared.weights
+  place = source_folder(prepared.source, sources)
+  if not (place / 'results.json').exists():
+    screen.say(f'pretraining the source in {place}')
+  run(prepared.source.run, place, screen=screen, stop=stop)
+  return finished_weights(place, prepared.run.source.which if prepared.run.source else 'selected')
+
+
+def source_folder(source: Prepared, sources: Path) -> Path:
+  """Where a source's run stands: the hash of what determines it."""
+  return sources / config.digest(source.identity())
+
+
+def finished_weights(place: Path, which: str) -> Weights:
+  """The weights of a run that is over."""
+  from transferlab import checkpoints
+
+  path = checkpoints.find(str(place))
+  return Weights(checkpoints.weights(path, which), checkpoints.progress(path)['preprocessing'], str(place))
+
+
+def describe(prepared: Prepared, workdir: Path) -> None:
+  """parameters.txt and transplant.json."""
+  folder.write_text(workdir / 'parameters.txt', '\n'.join(parameter_table(prepared)) + '\n')
+  if prepared.plan is not None:
+    folder.write_json(workdir / 'transplant.json', {**prepared.plan.as_json(), 'preprocessing': list(prepared.notes)})
+
+
+def parameter_table(prepared: Prepared) -> list[str]:
+  """A line per leaf: path, shape, origin, and its learning rate in each phase ('frozen' where it does not move)."""
+  origins = {o.path: o.action for o in prepared.plan.origins} if prepared.plan else {}
+  shapes = paths.flatten(prepared.network.shapes()['params'])
+  phases = phase_names(prepared.run.phases)
+  rows = [('parameter', 'shape', 'origin', *phases)]
+  for path, leaf in shapes.items():
+    rates = [f'{s.rates[path]:g}' if path in s.method.trainable else 'frozen' for s in prepared.stretches]
+    rows.append((path, 'x'.join(map(str, leaf.shape)), origins.get(path, 'init'), *rates))
+  for path, owner in prepared.network.shared.items():
+    rows.append((path, '', f'shared with {owner}', *[''] * len(phases)))
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def cadence_of(settings: Run) -> Any:
+  """When a run validates, logs and saves."""
+  from transferlab.training.state import Cadence
+
+  return Cadence(settings.evaluation.every, settings.logging.every, settings.checkpoint.every)
+
+
+def feed_of(prepared: Sequence[Prepared], members: Sequence[Any]) -> Any:
+  """The way of training that a config asks for.
+
+  Raises:
+    UserError: pmap with terms that couple examples.
+  """
+  from transferlab.training import feed, parallel
+
+  settings = prepared[0].run
+  chosen = parallel.devices(settings.parallel)
+  arrays, orders = [member.arrays for member in members], [member.order for member in members]
+  if settings.parallel.compile == 'pmap':
+    return feed.Mapped(arrays[0], orders[0], chosen)
+  mesh = parallel.make_mesh(chosen)
+  if settings.target.data.hold == 'stream':
+    return feed.Streamed(arrays[0], orders[0], mesh, settings.target.data.workers)
+  cadence = cadence_of(settings)
+  room = min(cadence.evaluate, cadence.log, cadence.checkpoint, max(s.steps for s in members[0].stretches))
+  return feed.Held(arrays, orders, mesh, room)
+
+
+class RunFolder:
+  """The loop's saver for a run with a folder of its own: checkpoints, metrics.jsonl, TensorBoard events."""
+
+  def __init__(self, prepared: Prepared, workdir: Path, keep: int | None = None):
+    from transferlab import checkpoints
+
+    self.place = workdir / 'checkpoints'
+    self.writer = checkpoints.Writer(self.place, keep or prepared.run.checkpoint.keep)
+    found = checkpoints.steps(self.place)
+    self.newest = self.place / str(found[-1]) if found else None
+    self.fixed = {'preprocessing': prepared.record, 'identity': config.digest(prepared.identity())}
+    self.metrics = folder.Metrics(workdir / 'metrics.jsonl', found[-1] if found else 0)
+
+  def restore(self) -> Any:
+    """See `Saver`."""
+    from transferlab import checkpoints
+    from transferlab.training.state import Progress
+
+    if self.newest is None:
+      return None
+    newest, saved = self.newest, checkpoints.progress(self.newest)
+    fields = {field.name: saved[field.name] for field in dataclasses.fields(Progress)}
+    return Progress(**fields), lambda like: checkpoints.load(newest, like)
+
+  def save(self, progress: Any, tree: Mapping[str, Any]) -> None:
+    """See `Saver`. Metrics reach the disk before the checkpoint does."""
+    self.metrics.flush()
+    self.writer.save(progress.step, tree, {**dataclasses.asdict(progress), **self.fixed})
+
+  def line(self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float) -> None:
+    """See `Saver`."""
+    self.metrics.write(step, phase, split, values, seconds)
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self.writer.close()
+    self.metrics.close()
+
+
+def load_run(workdir: Path) -> Run:
+  """The config of a run's folder. Raises `UserError` where there is none."""
+  saved = folder.read_json(workdir / 'config.json')
+  if not isinstance(saved, dict) or 'config' not in saved:
+    raise UserError(f'{workdir / "config.json"} is no record of a run')
+  return config.validate(Run, saved['config'])

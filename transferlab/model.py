@@ -1,0 +1,117 @@
+"""A trained run in the hand: weights, preprocessing and predictions, without the command line. Reads a run's folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transferlab import config, experiment, results
+from transferlab.data.sources import Data
+from transferlab.data.sources import load as load_data
+from transferlab.errors import UserError
+from transferlab.preparation import Prepared, Weights, prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A trained network with the preprocessing that belongs to it."""
+
+  prepared: Prepared
+  variables: dict[str, Any]
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names of the classes; empty for regression."""
+    return self.prepared.loaded.info.classes
+
+  def outputs(self, x: Any) -> Any:
+    """The head's outputs on raw inputs: logits [examples, classes] or predictions [examples, targets].
+
+    Args:
+      x: inputs as the data set gives them, not preprocessed: [examples, *input shape]. Images of one channel may lack
+        the channel axis.
+
+    Raises:
+      UserError: inputs of another shape, or with NaN.
+    """
+    x, shape = np.asarray(x), tuple(self.prepared.record['input_shape'])
+    if x.shape[1:] == shape[:-1] and shape[-1] == 1:
+      x = x[..., None]
+    if x.shape[1:] != shape:
+      raise UserError(f'inputs of shape {list(x.shape[1:])}; the network was trained on {list(shape)}')
+    if x.dtype.kind == 'f' and not np.isfinite(x).all():
+      raise UserError('inputs hold NaN or infinity')
+    return results.outputs_on(self.prepared, self.variables, x)
+
+  def probabilities(self, x: Any) -> np.ndarray:
+    """[examples, classes]. Raises `UserError` for regression."""
+    info = self.prepared.loaded.info
+    if info.task == 'regression' or info.tasks:
+      raise UserError('probabilities are for a single classification task')
+    return results.probabilities(self.outputs(x), info.task)
+
+  def predict(self, x: Any) -> np.ndarray:
+    """The number of the likeliest class [examples]; for regression the predictions [examples, targets]."""
+    if self.prepared.loaded.info.task == 'regression':
+      return np.asarray(self.outputs(x))
+    return self.probabilities(x).argmax(axis=1)
+
+  def evaluate(self, data: Data, split: str = 'test') -> dict[str, Any]:
+    """Metrics on a split of some data set."""
+    x, label, _, info = self._data(data, split)
+    return results.measure(self.prepared.run.evaluation.metrics, self.outputs(x), label, info)
+
+  def write_predictions(self, data: Data, split: str, path: Path) -> int:
+    """A CSV row per example of the split; returns how many."""
+    x, label, ids, info = self._data(data, split)
+    results.write_predictions(path, self.outputs(x), ids, info, label)
+    return len(ids)
+
+  def _data(self, data: Data, split: str) -> tuple[np.ndarray, Any, np.ndarray, Any]:
+    mine, loaded = self.prepared.loaded.info, load_data(data, self.prepared.seed)
+    if loaded.info.task != mine.task or loaded.info.outputs != mine.outputs:
+      raise UserError(
+        f'{data.name} is for {loaded.info.task} with {loaded.info.outputs} outputs, the run for {mine.task} '
+        f'with {mine.outputs}'
+      )
+    if split != 'all' and split not in loaded.splits:
+      raise UserError(f'{data.name} has no split {split!r} here; there are {", ".join([*loaded.splits, "all"])}')
+    rows = np.arange(len(loaded.examples)) if split == 'all' else loaded.splits[split]
+    taken = loaded.examples.take(rows).arrays
+    return taken['x'], taken['label'], taken['id'], mine
+
+
+def load(workdir: Any, which: str = 'selected') -> Model:
+  """See `transferlab.load`."""
+  from transferlab import checkpoints
+
+  place = Path(workdir)
+  if which not in ('selected', 'last'):
+    raise UserError(f"which is 'selected' or 'last', not {which!r}")
+  path = checkpoints.find(str(place))
+  prepared = _without_source(prepare(experiment.load_run(place)))
+  record = checkpoints.progress(path)['preprocessing']
+  weights = Weights(checkpoints.weights(path, which), record, str(path))
+  return Model(dataclasses.replace(prepared, record=record), weights.variables)
+
+
+def _without_source(prepared: Prepared) -> Prepared:
+  return dataclasses.replace(prepared, source=None, weights=None, plan=None)
+
+
+def data_spec(text: str) -> tuple[Data, str]:
+  """`NAME[,key=value…][,split=NAME]` as data and a split: 'digits,half=0,split=test', 'npz:new.npz,split=all'.
+
+  Raises:
+    UserError: a key that data do not have.
+  """
+  name, *pairs = text.split(',')
+  values: dict[str, Any] = {'name': name}
+  for pair in pairs:
+    key, equals, value = pair.partition('=')
+    if not equals:
+      raise UserError(f'{text!r}: {pair!r} is not key=value')
+    values[key.strip()] = config.literal(value)
+  split = values.pop('split', 'test')
+  return config.validate(Data, values, 'data'), str(split)

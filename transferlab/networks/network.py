@@ -1,0 +1,240 @@
+"""Stages, heads, and the functional seam: the only door between NNX modules and the rest of the program.
+
+A network is an ordered sequence of named stages, the last of which is the head. `network` turns stages into two
+pure functions over plain nested dicts, `init` and `apply`; nothing outside this room imports `flax.nnx`.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transferlab import config, paths
+from transferlab.errors import UserError, unknown
+from transferlab.networks import layers
+
+Variables = dict[str, dict[str, Any]]
+Outputs = dict[str, Any]
+Create = Callable[[nnx.Rngs], Mapping[str, Callable]]
+
+# name in a config -> the module that holds the function of that name
+NETWORKS = {
+  'mlp': 'transferlab.networks.mlp',
+  'convnet': 'transferlab.networks.convnet',
+  'resnet': 'transferlab.networks.resnet',
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+  """A network behind the seam.
+
+  Attributes:
+    stages: names in order; the last is the head.
+    init: `init(key) -> variables`, variables = {'params': {stage: …}, 'stats': {stage: …}}.
+    apply: see `_apply`.
+    shared: `{path: owner}` for parameters that a later stage reads from an earlier one.
+  """
+
+  stages: tuple[str, ...]
+  init: Callable[[jax.Array], Variables]
+  apply: Callable[..., tuple[Outputs, dict[str, Any]]]
+  shared: dict[str, str]
+
+  @functools.lru_cache(maxsize=64)  # noqa: B019 (networks live as long as the program)
+  def shapes(self) -> Variables:
+    """`init`'s result as shapes and dtypes; nothing is allocated."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+  """What it takes to call one stage: its static graph and where its variables stand in the plain dicts."""
+
+  graph: Any
+  params: dict[str, tuple[Any, nnx.Variable]]  # our path -> (path in the stage, the variable's type and metadata)
+  stats: dict[str, tuple[Any, nnx.Variable]]
+
+
+def build(
+  name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], outputs: int | dict[str, int]
+) -> Network:
+  """The network that a config names.
+
+  Args:
+    name: a key of `NETWORKS`, or `module.path.function` of one's own with the same signature.
+    options: keyword arguments of that function.
+    input_shape: shape of one example.
+    outputs: size of the head, or `{task: size}`.
+
+  Raises:
+    UserError: unknown network or option, or an option of the wrong type.
+  """
+  function = network_function(name)
+  checked = config.check_options(function, options, f'network {name!r}')
+  key = (name, json.dumps([checked, input_shape, outputs], sort_keys=True))
+  if key not in _BUILT:
+    _BUILT[key] = function(input_shape, outputs, **checked)
+  return _BUILT[key]
+
+
+# One object for one description: compiled functions are found again by the network they belong to.
+_BUILT: dict[tuple[str, str], Network] = {}
+
+
+def network_function(name: str) -> Callable[..., Network]:
+  """The function behind a network's name in a config."""
+  module, _, attribute = name.rpartition('.')
+  try:
+    return getattr(importlib.import_module(module or NETWORKS[name]), attribute)
+  except (KeyError, ImportError, AttributeError):
+    raise unknown('network', name, NETWORKS) from None
+
+
+def network(create: Create) -> Network:
+  """Stages as two pure functions.
+
+  Args:
+    create: `create(rngs) -> {stage: module}` in the order of depth. A stage is called with the value of the stage
+      before it: an array, or a flat dict with key 'x'. A plain function serves where there are no parameters.
+      A variable that occurs in several stages belongs to the first of them.
+
+  Raises:
+    UserError: a stage holds variables other than parameters and running statistics.
+  """
+  names: list[str] = []
+  functions: dict[str, Callable] = {}
+
+  def modules(key: jax.Array) -> dict[str, nnx.Module]:
+    stages: dict[str, Any] = {name: layers.owned(stage) for name, stage in create(nnx.Rngs(key)).items()}
+    names[:] = stages
+    functions.update({name: stage for name, stage in stages.items() if not isinstance(stage, nnx.Module)})
+    return {name: stage for name, stage in stages.items() if isinstance(stage, nnx.Module)}
+
+  abstract = nnx.eval_shape(modules, jax.random.key(0))
+  shared, table = _table(abstract, names)
+
+  def init(key: jax.Array) -> Variables:
+    created = modules(key)
+    variables: Variables = {'params': {}, 'stats': {}}
+    for name in created:
+      params, stats = nnx.state(created[name], nnx.Param, nnx.BatchStat)
+      for kind, state, entries in (('params', params, table[name].params), ('stats', stats, table[name].stats)):
+        values = {path: variable[...] for path, variable in nnx.to_flat_state(state)}
+        own = {ours: values[theirs] for ours, (theirs, _) in entries.items() if ours not in shared}
+        variables[kind].update(paths.unflatten(own))
+    return variables
+
+  apply = functools.partial(_apply, tuple(names), table, functions, shared)
+  return Network(tuple(names), init, apply, shared)
+
+
+def _table(abstract: Mapping[str, nnx.Module], names: list[str]) -> tuple[dict[str, str], dict[str, _Stage]]:
+  owners: dict[int, str] = {}
+  shared: dict[str, str] = {}
+  table: dict[str, _Stage] = {}
+  for name in names:
+    if name not in abstract:
+      continue
+    graph, params, stats, rest = nnx.split(abstract[name], nnx.Param, nnx.BatchStat, ...)  # type: ignore[misc]
+    if left := [path for path, _ in nnx.to_flat_state(rest)]:
+      raise UserError(
+        f'stage {name!r} holds {"/".join(map(str, left[0]))}, which is neither nnx.Param nor nnx.BatchStat; '
+        'random numbers come from the scope (networks/layers.py), other state from the value between stages'
+      )
+    ours = {
+      kind: {_join(name, path): (path, variable) for path, variable in nnx.to_flat_state(state)}
+      for kind, state in (('params', params), ('stats', stats))
+    }
+    for path, (_, variable) in ours['params'].items():
+      owner = owners.setdefault(id(variable), path)
+      if owner != path:
+        shared[path] = owner
+    table[name] = _Stage(graph, ours['params'], ours['stats'])
+  return shared, table
+
+
+def _join(stage: str, path: tuple) -> str:
+  return '/'.join([stage, *map(str, path)])
+
+
+def _apply(
+  stages: tuple[str, ...],
+  table: Mapping[str, _Stage],
+  functions: Mapping[str, Callable],
+  shared: Mapping[str, str],
+  variables: Mapping[str, Any],
+  inputs: Any,
+  *,
+  train: bool | Collection[str] = False,
+  statistics: Collection[str] | None = None,
+  key: jax.Array | None = None,
+  start: str | None = None,
+  stop: str | None = None,
+) -> tuple[Outputs, dict[str, Any]]:
+  """Runs stages `start` (inclusive) to `stop` (exclusive).
+
+  Args:
+    variables: `{'params': {stage: …}, 'stats': {stage: …}}`; only the stages that run are read, and the owners
+      of the shared leaves that they read.
+    inputs: [batch, …], or a flat dict with key 'x'. Key 'example_mask' [batch] says which examples are real.
+    train: True, False, or the stages in training mode (dropout).
+    statistics: the stages whose BatchNorm uses, and moves by, the statistics of the batch; None: as `train`.
+    key: one key, or [batch] keys, one per example. A stage's key is `fold_in(key, index of the stage)`, so that a
+      slice draws what the whole would have drawn.
+
+  Returns:
+    The value after every stage that ran, by name; and the statistics of those stages, moved where they move.
+  """
+  first = stages.index(start) if start else 0
+  last = stages.index(stop) if stop else len(stages)
+  training = _as_set(train, stages)
+  moving = training if statistics is None else _as_set(statistics, stages)
+  value, mask = inputs, None
+  if isinstance(inputs, Mapping):
+    value = {name: item for name, item in inputs.items() if name != 'example_mask'}
+    mask = inputs.get('example_mask')
+    value = value['x'] if set(value) == {'x'} else value
+  params, old = paths.flatten(variables['params']), paths.flatten(variables['stats'])
+  outputs: Outputs = {}
+  stats: dict[str, Any] = {}
+  for index in range(first, last):
+    name = stages[index]
+    stage_key = None if key is None else layers.fold_in(key, index)
+    with layers.scope(layers.Scope(name in training, name in moving, stage_key, mask)):
+      if name in functions:
+        value = functions[name](value)
+      else:
+        value, new = _call(table[name], params, old, shared, value)
+        stats.update(new)
+    outputs[name] = value
+  return outputs, paths.unflatten(stats)
+
+
+def _call(stage: _Stage, params: Mapping, stats: Mapping, shared: Mapping, value: Any) -> tuple[Any, dict[str, Any]]:
+  def state(entries: Mapping[str, tuple[Any, nnx.Variable]], values: Mapping) -> nnx.State:
+    return nnx.from_flat_state(
+      [(theirs, variable.replace(values[shared.get(ours, ours)])) for ours, (theirs, variable) in entries.items()]
+    )
+
+  module = nnx.merge(stage.graph, state(stage.params, params), state(stage.stats, stats))
+  value = module(value)
+  moved = dict(nnx.to_flat_state(nnx.state(module, nnx.BatchStat)))
+  return value, {ours: moved[theirs][...] for ours, (theirs, _) in stage.stats.items()}
+
+
+def _as_set(choice: bool | Collection[str], stages: tuple[str, ...]) -> set[str]:
+  if isinstance(choice, bool):
+    return set(stages) if choice else set()
+  return set(choice)
+
+
+def flat_features(x: jax.Array) -> jax.Array:
+  """[batch, …] -> [batch, features]."""
+  return jnp.reshape(x, (x.shape[0], -1))

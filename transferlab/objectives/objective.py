@@ -1,0 +1,199 @@
+"""An objective: a weighted sum of named terms, each a small pure function.
+
+Most terms are plain functions of arrays; their arguments are filled from the view by name. Terms with parameters or
+state of their own are `Term`s. The objective returns what each term says; the step (training/step.py) reduces it over
+masks, weights and devices.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from jaxtyping import Array, Bool, Float
+
+from transferlab import config
+from transferlab.config import Schema
+from transferlab.errors import UserError, unknown
+
+# name in a config -> the module that holds the function of that name
+TERMS = {
+  'cross_entropy': 'transferlab.objectives.supervised',
+  'binary_cross_entropy': 'transferlab.objectives.supervised',
+  'squared_error': 'transferlab.objectives.supervised',
+  'hinge': 'transferlab.objectives.supervised',
+  'deep_supervision': 'transferlab.objectives.supervised',
+  'l2_sp': 'transferlab.objectives.regularization',
+  'center_loss': 'transferlab.objectives.regularization',
+}
+DEFAULT = {'classification': 'cross_entropy', 'binary': 'binary_cross_entropy', 'regression': 'squared_error'}
+
+
+class TermSpec(Schema):
+  """One term of an objective; keys beside these are arguments of the term's function."""
+
+  model_config = pydantic.ConfigDict(extra='allow', frozen=True, strict=True, allow_inf_nan=False)
+  term: str = pydantic.Field(description='name of the function (--list=terms)')
+  weight: config.Rate = pydantic.Field(1.0, description='factor in the sum')
+  name: str | None = pydantic.Field(None, description="name in logs; None: the function's")
+  task: str | None = pydantic.Field(None, description='which head and label it reads, where there are several')
+
+  @property
+  def label(self) -> str:
+    """Name in logs, and of the term's own parameters."""
+    return self.name or (f'{self.term}_{self.task}' if self.task else self.term)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """What a term may look at.
+
+  Attributes:
+    outputs: the value after every stage, by name.
+    output: the output of the head (of the term's task, where there are several).
+    labels: [batch] or [batch, …]: labels or targets of the same task.
+    params: the network's parameters.
+    source: the values that a transplant gave, None where it gave none; None without a transplant.
+    mask: [batch], which examples are real.
+    key: one key per example.
+    progress: share of the phase that is done.
+    total: sums an array over devices; the identity unless the step is mapped.
+  """
+
+  outputs: Mapping[str, Any]
+  output: Array
+  labels: Array
+  params: Any
+  source: Any
+  mask: Bool[Array, 'batch']
+  key: Array
+  progress: Float[Array, '']
+  total: Callable[[Array], Array]
+
+  def features(self, stage: str) -> Float[Array, 'batch features']:
+    """A stage's output, averaged over places where it has any."""
+    if stage not in self.outputs:
+      raise unknown('stage', stage, self.outputs)
+    value = self.outputs[stage]
+    value = value['x'] if isinstance(value, Mapping) else value
+    return value.mean(axis=tuple(range(1, value.ndim - 1)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Term:
+  """A term with parameters or state of its own.
+
+  Attributes:
+    init: `init(view, key) -> {'params': …, 'stats': …}`.
+    apply: `apply(view, own) -> (loss, metrics, own_stats)`; the loss is [batch] or a scalar.
+    stages: the stages it reads, so that mistakes are found before anything is compiled.
+    couples: the loss couples examples across the batch.
+  """
+
+  init: Callable[[View, Array], dict]
+  apply: Callable[[View, dict], tuple[Any, dict, dict]]
+  stages: tuple[str, ...] = ()
+  couples: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+  """Terms by name, in order; `plain` where none has parameters or state. `init` and calling it are pure."""
+
+  terms: dict[str, Term]
+  tasks: dict[str, str | None]
+  needs_source: bool
+  plain: bool
+
+  def init(self, view: Callable[[str | None], View], key: Array) -> dict:
+    """The terms' own parameters and state, `{'params': {name: …}, 'stats': {name: …}}`."""
+    own: dict = {'params': {}, 'stats': {}}
+    for index, (name, term) in enumerate(self.terms.items()):
+      created = term.init(view(self.tasks[name]), jax.random.fold_in(key, index))
+      own['params'].update({name: created['params']} if created['params'] else {})
+      own['stats'].update({name: created['stats']} if created['stats'] else {})
+    return own
+
+  def __call__(self, view: Callable[[str | None], View], own: Mapping) -> tuple[dict[str, Any], dict, dict]:
+    """(losses by term, metrics by 'term/metric', the terms' state)."""
+    losses, metrics, stats = {}, {}, {}
+    for name, term in self.terms.items():
+      mine = {'params': own['params'].get(name, {}), 'stats': own['stats'].get(name, {})}
+      losses[name], measured, state = term.apply(view(self.tasks[name]), mine)
+      metrics.update({f'{name}/{key}': value for key, value in measured.items()})
+      stats.update({name: state} if state else {})
+    return losses, metrics, stats
+
+
+# What a plain function's positional arguments are filled with.
+_ARGUMENTS: dict[str, Callable[[View], Any]] = {
+  'logits': lambda view: view.output,
+  'predictions': lambda view: view.output,
+  'labels': lambda view: view.labels,
+  'targets': lambda view: view.labels,
+  'params': lambda view: view.params,
+  'source': lambda view: view.source,
+  'outputs': lambda view: view.outputs,
+  'key': lambda view: view.key,
+  'progress': lambda view: view.progress,
+}
+
+
+def build(specs: Sequence[TermSpec], stages: Sequence[str], where: str = 'config.objective') -> Objective:
+  """The objective that a config names.
+
+  Raises:
+    UserError: no such term, an argument it does not take, two terms of one name, or a stage that does not exist.
+  """
+  terms: dict[str, Term] = {}
+  needs_source, plain = False, True
+  for spec in specs:
+    if spec.label in terms:
+      raise UserError(f'{where}: two terms are called {spec.label!r}; give one a name of its own')
+    function = term_function(spec.term)
+    options = config.check_options(function, spec.model_extra or {}, f'{where}: {spec.term}')
+    positional = [
+      p.name for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
+    terms[spec.label] = _plain(function, positional, options) if positional else function(**options)
+    needs_source |= 'source' in positional
+    plain &= bool(positional)
+    for stage in terms[spec.label].stages:
+      if stage not in stages:
+        raise unknown(f'{where}: {spec.term}: stage', stage, stages)
+  return Objective(terms, {spec.label: spec.task for spec in specs}, needs_source, plain)
+
+
+def term_function(name: str) -> Callable:
+  """The function behind a term's name: a key of `TERMS`, or `module.path.function` of one's own."""
+  module, _, attribute = name.rpartition('.')
+  try:
+    return getattr(importlib.import_module(module or TERMS[name]), attribute)
+  except (KeyError, ImportError, AttributeError):
+    raise unknown('term', name, TERMS) from None
+
+
+def _plain(function: Callable, positional: Sequence[str], options: Mapping[str, Any]) -> Term:
+  for name in positional:
+    if name not in _ARGUMENTS:
+      raise unknown(f'term {function.__name__!r}: argument', name, _ARGUMENTS)
+
+  def apply(view: View, own: dict) -> tuple[Any, dict, dict]:
+    del own
+    return function(*(_ARGUMENTS[name](view) for name in positional), **options), {}, {}
+
+  return Term(lambda view, key: {'params': {}, 'stats': {}}, apply, couples=getattr(function, 'couples', False))
+
+
+def linear_init(key: Array, inputs: int, outputs: int) -> dict[str, Array]:
+  """Parameters of a linear layer of a term's own, [inputs, outputs] and [outputs]."""
+  return {'kernel': jax.nn.initializers.lecun_normal()(key, (inputs, outputs)), 'bias': jnp.zeros(outputs)}
+
+
+def linear(params: Mapping[str, Array], x: Float[Array, 'batch inputs']) -> Float[Array, 'batch outputs']:
+  """x W + b."""
+  return x @ params['kernel'] + params['bias']

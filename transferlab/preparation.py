@@ -1,0 +1,324 @@
+"""From a config to a run that could start: data, network, phases, and the plan of the transplant.
+
+Everything a user can get wrong is found here, before weights are made or read and before anything is compiled.
+Reads data; writes nothing.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from transferlab import config, paths, transplant
+from transferlab.config import OUTSIDE, NonNegative, Positive, Schema
+from transferlab.data import preprocessing
+from transferlab.data.loader import Order
+from transferlab.data.sources import Data, Loaded, load
+from transferlab.errors import UserError
+from transferlab.evaluation import metrics
+from transferlab.evaluation.baselines import Baseline
+from transferlab.evaluation.settings import Evaluation
+from transferlab.training.phases import Phase, length
+from transferlab.training.settings import Parallel
+
+FORMAT = 1
+Terms = Annotated[list[dict[str, Any]], pydantic.Field(min_length=1)]
+TransplantRules = Annotated[
+  list[tuple[str, str]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)
+]
+
+
+class NetworkSpec(Schema):
+  """A network by name; keys beside it are arguments of the network's function."""
+
+  model_config = pydantic.ConfigDict(extra='allow', frozen=True, strict=True, allow_inf_nan=False)
+  name: str = pydantic.Field(description='name of a network (--list=networks), or module.path.function of your own')
+
+
+class Source(Schema):
+  """Where knowledge comes from: a network pretrained here, or weights that exist."""
+
+  data: Data | None = pydantic.Field(None, description='data to pretrain on; or give weights')
+  phases: list[Phase] = pydantic.Field([], description='the phases of pretraining')
+  objective: Terms | None = pydantic.Field(None, description='terms of pretraining; None: the usual loss of the task')
+  network: NetworkSpec | None = pydantic.Field(None, description="None: the target's network, with a head of its own")
+  seed: NonNegative | None = pydantic.Field(None, description="None: the run's seed")
+  weights: str | None = pydantic.Field(None, description='folder of a run, or of one checkpoint')
+  which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of that run')
+
+  @pydantic.model_validator(mode='after')
+  def _one_origin(self) -> 'Source':
+    if (self.data is None) == (self.weights is None):
+      raise ValueError('a source has either data (and phases) or weights')
+    if self.data is not None and not self.phases:
+      raise ValueError('a source with data needs phases')
+    if self.weights is not None and (self.phases or self.objective or self.network):
+      raise ValueError('a source with weights has no phases, objective or network of its own')
+    return self
+
+
+class Target(Schema):
+  """What is to be learnt."""
+
+  data: Data = pydantic.Field(description='the target data')
+  preprocessing: Literal['source', 'refit'] = pydantic.Field(
+    'source',
+    description="source: the source's, since it belongs to the weights; refit: fitted on the target's training split",
+  )
+
+
+class Checkpoint(Schema):
+  """When a run is saved."""
+
+  every: Positive = pydantic.Field(
+    500, description='steps between checkpoints (each phase also ends with one)', json_schema_extra=OUTSIDE
+  )
+  keep: Positive = pydantic.Field(2, description='how many are kept', json_schema_extra=OUTSIDE)
+
+
+class Logging(Schema):
+  """When the training loss is logged."""
+
+  every: Positive = pydantic.Field(50, description='steps over which a logged mean is taken', json_schema_extra=OUTSIDE)
+
+
+class Run(Schema):
+  """One run: data -> network -> transplant -> phases -> evaluation."""
+
+  seed: NonNegative = pydantic.Field(
+    0, description='draws shots, validation split, noise, initialisation, order, dropout'
+  )
+  network: NetworkSpec | None = pydantic.Field(None, description='what is trained; None only for a baseline')
+  source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
+  target: Target = pydantic.Field(description='what is to be learnt')
+  transplant: TransplantRules | None = pydantic.Field(
+    None, description="rules (pattern, 'copy' | 'copy:SOURCE PATH' | 'columns' | 'init'); None: all but the head"
+  )
+  phases: list[Phase] = pydantic.Field([], description='what moves, when, and how fast')
+  objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of the task')
+  baseline: Baseline | None = pydantic.Field(None, description='a classical method in place of network and phases')
+  choose: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = pydantic.Field(
+    {}, description='values of a key to try; validation data choose'
+  )
+  evaluation: Evaluation = pydantic.Field(Evaluation(), description='what is measured, and when')
+  parallel: Parallel = pydantic.Field(Parallel(), description='devices and compilation')
+  checkpoint: Checkpoint = pydantic.Field(Checkpoint(), description='when the run is saved')
+  logging: Logging = pydantic.Field(Logging(), description='when the training loss is logged')
+
+  @pydantic.model_validator(mode='after')
+  def _trained_or_baseline(self) -> 'Run':
+    if self.baseline is not None and (self.phases or self.source):
+      raise ValueError('a baseline has neither phases nor a source')
+    if self.baseline is None and self.network is None:
+      raise ValueError('a run needs a network (or a baseline)')
+    if self.baseline is None and not self.phases:
+      raise ValueError('a run needs at least one phase')
+    if self.transplant is not None and self.source is None:
+      raise ValueError('a transplant needs a source')
+    return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+  """A source's weights: variables, the preprocessing that belongs to them, and where they come from."""
+
+  variables: dict[str, Any]
+  preprocessing: dict[str, Any]
+  origin: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """A run that could start.
+
+  Attributes:
+    record: preprocessing of the inputs.
+    network, stretches, plan: None for a baseline; plan is None from scratch.
+    source: the run that pretrains the source, prepared; None without one.
+    weights: the source's, where they exist already.
+    notes: sentences for the report.
+  """
+
+  run: Run
+  loaded: Loaded
+  record: dict[str, Any]
+  network: Any = None
+  stretches: list[Any] = dataclasses.field(default_factory=list)
+  plan: transplant.Plan | None = None
+  source: 'Prepared | None' = None
+  weights: Weights | None = None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def seed(self) -> int:
+    """The run's seed."""
+    return self.run.seed
+
+  def identity(self) -> dict[str, Any]:
+    """What determines the results: values, contents of the data, format."""
+    data = {self.loaded.info.origin or self.run.target.data.name: self.loaded.digest}
+    if self.source is not None:
+      data |= {f'source: {self.source.loaded.info.origin}': self.source.loaded.digest}
+    if self.weights is not None:
+      data |= {'source weights': _digest_weights(self.weights)}
+    return {'format': FORMAT, 'config': config.identity(self.run), 'data': data}
+
+  def order(self) -> Order:
+    """Which training example stands where."""
+    from transferlab.training import parallel
+
+    data, rows = self.run.target.data, self.loaded.splits['train']
+    labels = self.loaded.examples.strata[rows].astype('int32') if data.sampling == 'balanced' else None
+    chosen = parallel.devices(self.run.parallel)
+    padded = -(-data.batch_size // len(chosen)) * len(chosen)
+    return Order(len(rows), data.batch_size, padded, self.seed, data.last_batch, labels)
+
+  def trained_parameters(self) -> int | None:
+    """How many numbers of the network the optimizer may move, in any phase."""
+    if self.network is None:
+      return None
+    shapes = paths.flatten(self.network.shapes()['params'])
+    moved = set().union(*(stretch.method.trainable for stretch in self.stretches))
+    return sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path in moved)
+
+  def select_metric(self) -> str:
+    """The validation metric that chooses."""
+    default = 'mean_squared_error' if self.loaded.info.task == 'regression' else 'accuracy'
+    return self.run.evaluation.select or default
+
+
+def source_run(run: Run) -> Run:
+  """The run that pretrains a run's source."""
+  assert run.source is not None and run.source.data is not None
+  seed = run.seed if run.source.seed is None else run.source.seed
+  return Run(
+    seed=seed,
+    network=run.source.network or run.network,
+    target=Target(data=run.source.data),
+    phases=run.source.phases,
+    objective=run.source.objective,
+    evaluation=Evaluation(every=run.evaluation.every),
+    parallel=run.parallel,
+    checkpoint=run.checkpoint,
+    logging=run.logging,
+  )
+
+
+def prepare(run: Run) -> Prepared:
+  """Everything of a run but its weights.
+
+  Raises:
+    UserError: any mistake in the config that its data, network or source reveal.
+  """
+  loaded = load(run.target.data, run.seed)
+  _check_choices(run, loaded)
+  record = loaded.preprocessing
+  if run.baseline is not None:
+    return Prepared(run, loaded, record)
+  source = prepare(source_run(run)) if run.source is not None and run.source.data is not None else None
+  weights = read_weights(run.source) if run.source is not None and run.source.weights is not None else None
+  notes: list[str] = []
+  given = source.record if source is not None else weights.preprocessing if weights is not None else None
+  if given is not None and run.target.preprocessing == 'source':
+    record, notes = preprocessing.reuse(given, record)
+  network, stretches = _network_and_phases(run, loaded)
+  plan = None
+  if run.source is not None and given is not None:
+    shapes = source.network.shapes() if source is not None else weights.variables  # type: ignore[union-attr]
+    plan = transplant.plan(
+      shapes,
+      network.shapes(),
+      run.transplant or transplant.DEFAULT_RULES,
+      stages=network.stages,
+      source_columns=given['columns'],
+      target_columns=record['columns'],
+    )
+  return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
+
+
+def _network_and_phases(run: Run, loaded: Loaded) -> tuple[Any, list[Any]]:
+  from transferlab.networks import network as networks
+  from transferlab.training import methods
+
+  assert run.network is not None
+  info, data = loaded.info, run.target.data
+  x, label = loaded.examples.arrays['x'], loaded.examples.arrays['label']
+  outputs = {task: own.outputs for task, own in info.tasks.items()} or info.outputs
+  network = networks.build(run.network.name, run.network.model_extra or {}, x.shape[1:], outputs)
+  lengths = [length(phase, len(loaded.splits['train']), data.batch_size, data.last_batch) for phase in run.phases]
+  augment = (data.augment.shift, data.augment.flip)
+  example = methods.example_of(x, label)
+  return network, methods.stretches(network, run.phases, lengths, run.objective, info, augment, example)
+
+
+def _check_choices(run: Run, loaded: Loaded) -> None:
+  """Names of metrics, and that what chooses has validation data to choose on."""
+  tasks = {f'{name}/': own.task for name, own in loaded.info.tasks.items()} or {'': loaded.info.task}
+  task = next(iter(tasks.values()))
+  metrics.check(run.evaluation.metrics or [], task)
+  metrics.check([run.evaluation.select] if run.evaluation.select else [], task)
+  if 'validation' in loaded.splits:
+    return
+  if run.choose:
+    raise UserError('config.choose needs validation data: set config.target.data.validation')
+  if any(phase.early_stop for phase in run.phases):
+    raise UserError('early_stop needs validation data: set config.target.data.validation')
+
+
+def read_weights(source: Source) -> Weights:
+  """The weights that a source names.
+
+  Raises:
+    UserError: nothing there, or nothing readable.
+  """
+  from transferlab import checkpoints
+
+  assert source.weights is not None
+  path = checkpoints.find(source.weights)
+  record = checkpoints.progress(path)
+  if 'preprocessing' not in record:
+    raise UserError(f'{path} holds no preprocessing record, so its weights cannot be used')
+  return Weights(checkpoints.weights(path, source.which), record['preprocessing'], str(path))
+
+
+def _digest_weights(weights: Weights) -> str:
+  from transferlab.training import partition
+
+  return config.digest({**partition.digests(weights.variables['params']), 'preprocessing': weights.preprocessing})
+
+
+def start(prepared: Prepared, weights: Weights | None) -> Any:
+  """The run as the loop takes it: initialised, transplanted, with its data.
+
+  Args:
+    weights: the source's; None from scratch.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from transferlab.data.loader import training_arrays
+  from transferlab.training.state import Member
+  from transferlab.training.step import NETWORK
+
+  variables = initial(prepared.network, jax.random.fold_in(jax.random.key(prepared.seed), NETWORK))
+  start_point = None
+  if weights is not None and prepared.plan is not None:
+    variables = transplant.apply(prepared.plan, weights.variables, variables)
+    start_point = transplant.start_point(prepared.plan, variables['params'])
+  record: Mapping[str, Any] = {name: jnp.asarray(prepared.record[name], jnp.float32) for name in ('shift', 'scale')}
+  arrays = training_arrays(prepared.loaded.examples, prepared.loaded.splits['train'])
+  return Member(prepared.stretches, variables, start_point, arrays, prepared.order(), dict(record), prepared.seed)
+
+
+def initial(network: Any, key: Any) -> dict[str, Any]:
+  """`network.init`, compiled once for each network."""
+  import jax
+
+  if network not in _INITIAL:
+    _INITIAL[network] = jax.jit(network.init)
+  return _INITIAL[network](key)
+
+
+_INITIAL: dict[Any, Any] = {}

@@ -1,0 +1,341 @@
+"""Many runs: a base config with named axes, cell by cell, and the table they make. Reads and writes folders.
+
+Cells whose compiled programs agree are trained together, as a population; cells that share a source share its
+pretraining. A finished cell is a small record and is never repeated; a failed one is a row with its reason.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transferlab import config, experiment, folder
+from transferlab.cells import Candidate, Cell, Study, candidates, expand
+from transferlab.errors import Diverged, UserError
+from transferlab.preparation import Prepared, Run, Weights, prepare, start
+from transferlab.screen import Screen
+
+Stop = Callable[[], bool]
+
+
+# ------------------------------------------------------------------------------------------------- entry points
+def run_config(
+  given: Any, workdir: Any = None, *, screen: Screen | None = None, stop: Stop = lambda: False
+) -> dict[str, Any]:
+  """Runs a config, a single run or an experiment; see `transferlab.run`."""
+  values = config.read(given)[0] if isinstance(given, str) else config.plain(given)
+  place = Path(workdir) if workdir is not None else default_folder(given if isinstance(given, str) else 'run')
+  screen = screen or Screen(quiet=True)
+  if 'axes' in values:
+    return run_study(config.validate(Study, values), place, screen=screen, stop=stop)[0]
+  return experiment.run(config.validate(Run, values), place, screen=screen, stop=stop)
+
+
+def default_folder(spec: str) -> Path:
+  """`runs/` and the name of the config, with its argument if it has one."""
+  path, _, argument = spec.partition(':')
+  return Path('runs') / (Path(path).stem + (f'_{argument}' if argument else ''))
+
+
+def run_study(
+  study: Study, workdir: Path, *, screen: Screen, stop: Stop = lambda: False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Runs the cells that are not done, and writes the table; returns it with the cells' records.
+
+  Raises:
+    UserError: a mistake in the study itself (one in a single cell makes that cell fail), or a foreign folder.
+    Interrupted: `stop` said so; finished cells are kept.
+  """
+  cells = list(expand(study))
+  with folder.locked(workdir):
+    folder.claim(workdir, config.resolved(study), {'config': config.identity(study), 'data': {}})
+    pending = [cell for cell in cells if not _finished(workdir, cell)]
+    if pending:
+      folder.write_json(workdir / 'environment.json', folder.environment())
+      _run_cells(pending, workdir, study.population, screen, stop)
+    records = [folder.read_json(_place(workdir, cell)) for cell in cells]
+    return write_table(study, records, workdir), records
+
+
+def choose_run(settings: Run, workdir: Path, *, screen: Screen, stop: Stop) -> dict[str, Any]:
+  """A single run with `choose`: every candidate a run with its own folder; the best on validation is reported."""
+  best: tuple[float, dict[str, Any], dict[str, Any]] | None = None
+  seconds = 0.0
+  for number, candidate in enumerate(candidates(settings)):
+    screen.say(f'candidate {number}: {_describe(candidate.chosen)}')
+    results = experiment.run(candidate.settings, workdir / 'candidates' / str(number), screen=screen, stop=stop)
+    prepared = prepare(candidate.settings)
+    score = _score(prepared, (results['selected'] or results['last'])['validation'])
+    seconds += results['seconds']
+    if best is None or score > best[0]:
+      best = score, results, {'chosen': candidate.chosen, 'candidate': number}
+  assert best is not None
+  chosen = {**best[1], **best[2], 'grid': settings.choose, 'seconds': seconds}
+  folder.write_json(workdir / 'results.json', chosen)
+  return chosen
+
+
+def _place(workdir: Path, cell: Cell) -> Path:
+  name = '-'.join(str(value) for value in cell.where.values())
+  clean = ''.join(letter if letter.isalnum() or letter in '-_.' else '_' for letter in name)
+  return workdir / 'cells' / f'{clean}-{config.digest(cell.where)[:6]}.json'
+
+
+def _finished(workdir: Path, cell: Cell) -> bool:
+  path = _place(workdir, cell)
+  return path.exists() and folder.read_json(path)['status'] == 'done'
+
+
+# --------------------------------------------------------------------------------------------------- the running
+def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: Screen, stop: Stop) -> None:
+  screen.doing('preparing')
+  for cell in cells:
+    for candidate in cell.candidates:
+      try:
+        candidate.prepared = prepare(candidate.settings)
+      except UserError as error:
+        cell.failure = str(error)
+        break
+  alive = [cell for cell in cells if cell.failure is None]
+  sources = _Sources(workdir.parent / 'sources', population, screen, stop)
+  everything = [c for cell in alive for c in cell.candidates]
+  trained = [c for c in everything if c.prepared is not None and c.prepared.network is not None]
+  screen.expect(sum(_steps(c) for c in trained))
+  sources.pretrain([c.prepared.source for c in trained if c.prepared and c.prepared.source is not None])
+  waiting = {id(candidate): cell for cell in cells for candidate in cell.candidates}
+  for group in _groups(everything, population):
+    screen.doing(_name(waiting[id(group[0])], len(group)))
+    _train_group(group, sources, screen, stop)
+    for number in dict.fromkeys(id(waiting[id(c)]) for c in group):
+      found = next(own for own in alive if id(own) == number)
+      if all(c.score is not None or c.failure for c in found.candidates):
+        _record(found, workdir)
+  for cell in cells:
+    if cell.failure is not None:
+      _record(cell, workdir)
+
+
+def _steps(candidate: Candidate) -> int:
+  assert candidate.prepared is not None
+  return sum(stretch.steps for stretch in candidate.prepared.stretches)
+
+
+def _name(cell: Cell, count: int) -> str:
+  return ' '.join(str(value) for name, value in cell.where.items() if name != 'seed') + f' ({count} runs)'
+
+
+def _groups(candidates: Sequence[Candidate], population: bool) -> Iterator[list[Candidate]]:
+  """Candidates that one compiled program can train together, in order of first appearance."""
+  groups: dict[Any, list[Candidate]] = {}
+  for number, candidate in enumerate(candidates):
+    key = _structure(candidate.prepared) if population else None
+    groups.setdefault(number if key is None else key, []).append(candidate)
+  yield from groups.values()
+
+
+def _structure(prepared: Prepared | None) -> Any:
+  """What must agree for runs to share a program; None where a run must train alone."""
+  assert prepared is not None
+  settings, data = prepared.run, prepared.run.target.data
+  alone = any(p.early_stop for p in settings.phases) or data.hold == 'stream' or settings.parallel.compile == 'pmap'
+  if alone or prepared.network is None:
+    return None
+  validation = prepared.loaded.splits.get('validation')
+  return (
+    tuple((s.method, s.steps, s.adapt, s.name, s.phase.keep_optimizer) for s in prepared.stretches),
+    prepared.plan is None,
+    data.batch_size,
+    data.last_batch,
+    None if validation is None else len(validation),
+    prepared.loaded.examples.arrays['x'].dtype.str,
+    prepared.select_metric(),
+    settings.evaluation.every,
+    settings.logging.every,
+    settings.checkpoint.every,
+    str(settings.parallel),
+  )
+
+
+def _train_group(group: Sequence[Candidate], sources: '_Sources', screen: Screen, stop: Stop) -> None:
+  begun = time.monotonic()
+  try:
+    runs = [candidate.prepared for candidate in group if candidate.prepared is not None]
+    if runs[0].network is None:
+      for candidate in group:
+        assert candidate.prepared is not None
+        candidate.score = _baseline_score(candidate.prepared)
+    else:
+      for candidate, fitted in zip(group, train(runs, [sources.of(run) for run in runs], screen, stop)):
+        candidate.fitted = fitted
+        candidate.failure = f'diverged at step {fitted.diverged}' if fitted.diverged else None
+        candidate.score = None if fitted.diverged else _best(candidate)
+  except (UserError, Diverged, MemoryError) as error:
+    for candidate in group:
+      candidate.failure = str(error)
+  for candidate in group:
+    candidate.seconds = (time.monotonic() - begun) / len(group)
+
+
+def train(runs: Sequence[Prepared], weights: Sequence[Weights | None], screen: Screen, stop: Stop) -> list[Any]:
+  """Trains runs of equal structure together, in memory."""
+  from transferlab import results
+  from transferlab.training.loop import Loop
+
+  members = [start(run, own) for run, own in zip(runs, weights)]
+  loop = Loop(
+    members,
+    experiment.feed_of(runs, members),
+    experiment.cadence_of(runs[0].run),
+    validation=results.validation(runs),
+    advance=screen.advance,
+    stop=stop,
+  )
+  return loop.run()
+
+
+class _Sources:
+  """The sources of a study's cells: pretrained once each, together where they can be, and kept in folders."""
+
+  def __init__(self, place: Path, population: bool, screen: Screen, stop: Stop):
+    self.place, self.population, self.screen, self.stop = place, population, screen, stop
+    self.found: dict[str, Weights] = {}
+
+  def pretrain(self, sources: Sequence[Prepared]) -> None:
+    """Pretrains what is not there yet."""
+    unique = {config.digest(source.identity()): source for source in sources}
+    missing = [
+      Candidate(source.run, {}, source)
+      for source in unique.values()
+      if not (experiment.source_folder(source, self.place) / 'results.json').exists()
+    ]
+    self.screen.expect(sum(_steps(candidate) for candidate in missing))
+    for group in _groups(missing, self.population):
+      self.screen.doing(f'sources ({len(group)} runs)')
+      for candidate in group:
+        if candidate.prepared is not None and candidate.prepared.source is not None:
+          self.pretrain([candidate.prepared.source])
+      _train_group(group, self, self.screen, self.stop)
+      for candidate in group:
+        if candidate.failure is None:
+          self._keep(candidate)
+
+  def _keep(self, candidate: Candidate) -> None:
+    """Writes a pretrained source as a finished run, in the form that single runs have."""
+    from transferlab import results
+
+    prepared, fitted = candidate.prepared, candidate.fitted
+    assert prepared is not None
+    place = experiment.source_folder(prepared, self.place)
+    with folder.locked(place):
+      folder.claim(place, config.resolved(prepared.run), prepared.identity())
+      saver = experiment.RunFolder(prepared, place)
+      saver.save(fitted.progress, fitted.tree)
+      saver.close()
+      measured = results.final(prepared, fitted)
+      folder.write_json(place / 'environment.json', folder.environment())
+      folder.write_json(
+        place / 'results.json', experiment.record(prepared, measured, fitted, seconds=candidate.seconds)
+      )
+    self.found[config.digest(prepared.identity())] = Weights(
+      fitted.selected or fitted.last, prepared.record, str(place)
+    )
+
+  def of(self, run: Prepared) -> Weights | None:
+    """The weights that a run starts from. Raises `UserError` where their pretraining failed."""
+    if run.weights is not None or run.source is None:
+      return run.weights
+    key, place = config.digest(run.source.identity()), experiment.source_folder(run.source, self.place)
+    if key not in self.found:
+      if not (place / 'results.json').exists():
+        raise UserError('the source could not be pretrained')
+      assert run.run.source is not None
+      self.found[key] = experiment.finished_weights(place, run.run.source.which)
+    return self.found[key]
+
+
+# --------------------------------------------------------------------------------------------------- the choice
+def _score(prepared: Prepared, values: Mapping[str, Any]) -> float:
+  """The validation metric that chooses, so that larger is better; minus infinity where it has no value."""
+  from transferlab.evaluation import metrics
+
+  name = prepared.select_metric()
+  value = next((v for k, v in values.items() if k == name or k.endswith(f'/{name}')), None)
+  if value is None:
+    return float('-inf')
+  return value if metrics.higher_is_better(name) else -value
+
+
+def _best(candidate: Candidate) -> float:
+  from transferlab.evaluation import metrics
+
+  best, prepared = candidate.fitted.best, candidate.prepared
+  assert prepared is not None
+  if best is None:
+    return 0.0
+  return best['value'] if metrics.higher_is_better(prepared.select_metric()) else -best['value']
+
+
+def _baseline_score(prepared: Prepared) -> float:
+  from transferlab import results
+
+  if 'validation' not in prepared.loaded.splits:
+    return 0.0
+  return _score(prepared, results.measure_baseline(prepared, ['validation'])['validation'])
+
+
+def _record(cell: Cell, workdir: Path) -> None:
+  """Evaluates the chosen candidate, the only one whose test split is touched, and writes the cell's record."""
+  good = [candidate for candidate in cell.candidates if candidate.score is not None]
+  record: dict[str, Any] = {'cell': cell.where, 'seconds': round(sum(c.seconds for c in cell.candidates), 3)}
+  if cell.failure is None and not good:
+    cell.failure = cell.candidates[0].failure or 'no candidate finished'
+  if cell.failure is not None:
+    folder.write_json(_place(workdir, cell), {**record, 'status': 'failed', 'reason': cell.failure})
+    return
+  best = max(good, key=lambda candidate: candidate.score or 0.0)
+  assert best.prepared is not None and cell.settings is not None
+  measured = _measure(best)
+  keep = experiment.record(best.prepared, measured, best.fitted, seconds=record['seconds'])
+  failures = {_describe(c.chosen): c.failure for c in cell.candidates if c.failure}
+  folder.write_json(
+    _place(workdir, cell),
+    {
+      **keep,
+      **record,
+      'reason': None,
+      'chosen': best.chosen,
+      'grid': cell.settings.choose,
+      'failed candidates': failures,
+      'stands_in': None,
+    },
+  )
+
+
+def _measure(candidate: Candidate) -> dict[str, Any]:
+  from transferlab import results
+
+  assert candidate.prepared is not None
+  if candidate.prepared.network is None:
+    measured = results.measure_baseline(candidate.prepared, list(candidate.prepared.loaded.splits))
+    return {'last': measured, 'selected': measured if 'validation' in measured else None}
+  return results.final(candidate.prepared, candidate.fitted)
+
+
+def _describe(chosen: Mapping[str, Any]) -> str:
+  return ', '.join(f'{key}={value}' for key, value in chosen.items())
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+def write_table(study: Study, records: Sequence[Mapping[str, Any]], workdir: Path) -> dict[str, Any]:
+  """table.md, table.csv, table.json, comparison.png and curves.png; returns what table.json holds."""
+  from transferlab import plots, tables
+  from transferlab.comparison import summarise
+
+  summary = summarise(records, study.table)
+  made = tables.as_json(summary)
+  before = workdir / 'table.json'
+  if not before.exists() or folder.read_json(before).get('records') != list(records):
+    tables.write(summary, records, workdir)
+    plots.comparison(summary, workdir / 'comparison.png')
+    plots.curves(records, study.table, workdir / 'curves.png')
+  return made

@@ -1,0 +1,1 @@
+"""How it is minimised: phases, partition, optimizer, the pure step, its compilation, and the one loop."""

@@ -1,0 +1,138 @@
+"""From places in the data to compiled steps: held on the device and scanned, streamed, or under pmap. Talks to devices.
+
+The three have one interface and give the same batches. `place` puts a tree where the compiled step wants it, `single`
+takes it back, `train` runs steps.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from transferlab.data import loader
+from transferlab.data.loader import Order
+from transferlab.training import parallel
+from transferlab.training.step import Method
+
+# A chunk of batches takes at most this much memory.
+CHUNK_BYTES = 256 * 2**20
+
+
+class Feed(Protocol):
+  """What the loop wants of a way to train."""
+
+  def place(self, tree: Any) -> Any:
+    """State or constants, where the compiled step wants them."""
+
+  def single(self, tree: Any) -> Any:
+    """The inverse of `place`."""
+
+  def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
+    """Runs steps `step` … `step + count − 1`; metrics come as [count or more] arrays."""
+
+
+class Held:
+  """Data on the device, many steps a call; serves populations too."""
+
+  def __init__(self, arrays: Sequence[dict[str, Any]], orders: Sequence[Order], mesh: Mesh | None, room: int):
+    self.population, self.orders, self.mesh = len(arrays) > 1, orders, mesh
+    batch_bytes = sum(leaf[0].nbytes for leaf in jax.tree.leaves(list(arrays))) * orders[0].rows
+    self.room = max(1, min(room, CHUNK_BYTES // max(batch_bytes, 1)))
+    held = _padded(arrays) if self.population else arrays[0]
+    self.arrays = parallel.place(held, mesh)
+    self.ahead: tuple[int, Any] | None = None
+    self.gather = jax.jit(jax.vmap(loader.gather) if self.population else loader.gather)
+
+  def place(self, tree: Any) -> Any:
+    return parallel.place(tree, self.mesh)
+
+  def single(self, tree: Any) -> Any:
+    return tree
+
+  def _picks(self, step: int) -> Any:
+    picks = [order.batches(step, self.room) for order in self.orders]
+    if self.population:
+      return {name: np.stack([pick[name] for pick in picks]) for name in picks[0]}
+    return parallel.place(picks[0], self.mesh, batch_axis=1)
+
+  def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
+    train = parallel.chunk(method, self.mesh, self.population)
+    pieces = []
+    for start in range(step, step + count, self.room):
+      now = min(self.room, step + count - start)
+      picks = self.ahead[1] if self.ahead and self.ahead[0] == start else self._picks(start)
+      state, metrics = train(state, constants, self.gather(self.arrays, picks), np.int32(now))
+      # While the device works, the host prepares what comes next.
+      self.ahead = (start + now, self._picks(start + now))
+      axis = 1 if self.population else 0
+      pieces.append(jax.tree.map(lambda leaf, n=now, a=axis: np.take(leaf, np.arange(n), a), jax.device_get(metrics)))
+    return state, _joined(pieces, axis)
+
+
+class Streamed:
+  """One step a call, on batches that grain gathers ahead."""
+
+  def __init__(self, arrays: dict[str, Any], order: Order, mesh: Mesh | None, workers: int):
+    self.arrays, self.order, self.mesh, self.workers = arrays, order, mesh, workers
+    self.iterator: Any = None
+    self.position = -1
+
+  def place(self, tree: Any) -> Any:
+    return parallel.place(tree, self.mesh)
+
+  def single(self, tree: Any) -> Any:
+    return tree
+
+  def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
+    if self.position != step:
+      self.iterator = loader.stream(self.arrays, self.order, step, self.workers)
+    train, pieces = parallel.single(method, self.mesh), []
+    for _ in range(count):
+      batch = next(self.iterator)
+      state, metrics = train(state, constants, parallel.place(batch, self.mesh, batch_axis=0))
+      pieces.append(metrics)
+    self.position = step + count
+    return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(pieces))
+
+
+class Mapped:
+  """One step a call under pmap; the batch is cut into a part for each device."""
+
+  def __init__(self, arrays: dict[str, Any], order: Order, chosen: Sequence[jax.Device]):
+    self.arrays, self.order, self.chosen = arrays, order, tuple(chosen)
+
+  def place(self, tree: Any) -> Any:
+    copies = len(self.chosen)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), tree)
+
+  def single(self, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+  def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
+    train, pieces = parallel.mapped(method, self.chosen), []
+    for number in range(step, step + count):
+      picks = {name: value[0] for name, value in self.order.batches(number, 1).items()}
+      batch = loader.gather(self.arrays, picks)
+      parts = jax.tree.map(lambda leaf: leaf.reshape(len(self.chosen), -1, *leaf.shape[1:]), batch)
+      state, metrics = train(state, constants, parts)
+      pieces.append(metrics)
+    return state, jax.tree.map(lambda *leaves: np.stack(leaves)[:, 0], *jax.device_get(pieces))
+
+
+def _padded(arrays: Sequence[dict[str, Any]]) -> Any:
+  """Stacked members; shorter ones are filled with zeros that no order ever points at."""
+  longest = max(len(member['id']) for member in arrays)
+  fill = lambda leaf: np.pad(leaf, [(0, longest - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
+  return jax.tree.map(lambda *leaves: np.stack([fill(leaf) for leaf in leaves]), *arrays)
+
+
+def _joined(pieces: Sequence[Any], axis: int) -> Any:
+  return jax.tree.map(functools.partial(_concatenate, axis), *pieces)
+
+
+def _concatenate(axis: int, *leaves: np.ndarray) -> np.ndarray:
+  return np.concatenate(leaves, axis)

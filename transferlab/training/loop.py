@@ -1,0 +1,280 @@
+"""The one loop: phases of chunks of steps, validation, selection, early stop, checkpoints. Talks to devices.
+
+It trains one run, or a population of runs that differ only in arrays (weights, data, rates, seeds), which then carry
+a leading axis of members. Evaluation and saving come as arguments; files and screens are theirs.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from transferlab.errors import Diverged, Interrupted
+from transferlab.training import adapt, partition
+from transferlab.training.feed import Feed
+from transferlab.training.methods import Stretch
+from transferlab.training.state import (
+  Cadence,
+  Fitted,
+  Member,
+  Progress,
+  Saver,
+  Validation,
+  Variables,
+  finite,
+  keep,
+  kept,
+  network_only,
+  stack,
+)
+from transferlab.training.step import begin, with_terms
+
+
+class Loop:
+  """Trains one member, or several of equal structure as a population.
+
+  Args:
+    members: one or more runs; several share every static part of their phases.
+    feed: the way of training: held, streamed or mapped.
+    cadence: when to validate, log and save.
+    validation: None where there is no validation data.
+    saver: None for runs that are not saved.
+    advance: told how many member-steps were done, for the progress display.
+    stop: asked after every chunk whether to save and stop.
+  """
+
+  def __init__(
+    self,
+    members: Sequence[Member],
+    feed: Feed,
+    cadence: Cadence,
+    *,
+    validation: Validation | None = None,
+    saver: Saver | None = None,
+    advance: Callable[[int], None] = lambda steps: None,
+    stop: Callable[[], bool] = lambda: False,
+  ):
+    self.members, self.population, self.feed, self.cadence = list(members), len(members) > 1, feed, cadence
+    self.validation, self.saver, self.advance, self.stop = validation, saver, advance, stop
+    self.lengths = [stretch.steps for stretch in members[0].stretches]
+    self.progress = Progress(best=[None] * len(members), history=[[] for _ in members], diverged=[None] * len(members))
+    self.selected: Any = None
+    self.clock = time.monotonic()
+
+  # ------------------------------------------------------------------------------------------------ the run
+  def run(self) -> list[Fitted]:
+    """Trains to the end of the last phase.
+
+    Raises:
+      Diverged: the loss of a single run stopped being finite (in a population its member says so instead).
+      Interrupted: `stop` said so; a checkpoint was written.
+    """
+    variables = stack([self._with_terms(member) for member in self.members], self.population)
+    variables, state, slots = self._restored(variables)
+    stretches = self.members[0].stretches
+    for index in range(self.progress.phase + self.progress.ended, len(stretches)):
+      variables, slots = self._phase(index, stretches[index], variables, state, slots)
+      state = None
+    return self._fitted(variables, slots)
+
+  def _with_terms(self, member: Member) -> Variables:
+    objectives = [stretch.method.objective for stretch in member.stretches]
+    return with_terms(member.stretches[0].method.network, objectives, member.variables, member.arrays, member.seed)
+
+  def _restored(self, variables: Variables) -> tuple[Variables, Any, Any]:
+    """(variables, state in the middle of a phase or None, optimizer slots of a phase that ended or None)."""
+    found = self.saver.restore() if self.saver else None
+    if found is None:
+      self.progress.reschedule(self.lengths)
+      return variables, None, None
+    self.progress, load = found
+    stretch = self.members[0].stretches[self.progress.phase]
+    like = self._tree(jax.eval_shape(self._begin(stretch), variables), variables)
+    if any(self.progress.best):
+      like['selected'] = network_only(variables)
+    tree = load(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like))
+    self.selected = tree.pop('selected', None)
+    self.progress.reschedule(self.lengths)
+    variables = {name: tree[name] for name in ('params', 'stats', 'term_stats')}
+    if self.progress.ended:
+      return variables, None, tree['optimizer']
+    state = {**tree, 'trainable': partition.split(tree.pop('params'), stretch.method.trainable)[0]}
+    return variables, state, None
+
+  # ----------------------------------------------------------------------------------------------- one phase
+  def _phase(self, index: int, stretch: Stretch, variables: Variables, state: Any, slots: Any) -> tuple[Variables, Any]:
+    if state is None:
+      self.progress.phase, self.progress.ended, self.progress.stalled = index, False, None
+      variables = self._adapted(stretch, variables)
+      self.progress.digests = [partition.digests(tree['params']) for tree in self._each(variables)]
+      state = jax.jit(self._begin(stretch))(variables)
+      if stretch.phase.keep_optimizer and slots is not None:
+        state['optimizer'] = kept(slots, state['optimizer'], stretch.name)
+    frozen = partition.split(variables['params'], stretch.method.trainable)[1]
+    constants, state = self.feed.place(self._constants(index, frozen)), self.feed.place(state)
+    while self.progress.step < self.progress.ends[index]:
+      state = self._chunk(index, stretch, state, constants, frozen)
+    final = self.feed.single(state)
+    variables = self._variables(final, frozen)
+    self._prove(index, stretch, variables)
+    self.progress.ended = True
+    self._save(stretch, final, variables)
+    self._maybe_stop()
+    return variables, final['optimizer']
+
+  def _adapted(self, stretch: Stretch, variables: Variables) -> Variables:
+    if not stretch.adapt:
+      return variables
+    network = stretch.method.network
+    adapted = [
+      adapt.adapt(network, tree, member.record, member.arrays['x'], stretch.adapt)
+      for member, tree in zip(self.members, self._each(variables))
+    ]
+    return stack(adapted, self.population)
+
+  def _chunk(self, index: int, stretch: Stretch, state: Any, constants: Any, frozen: Any) -> Any:
+    start = self.progress.start(index)
+    done = self.progress.step - start
+    count = self.cadence.next(done, self.progress.ends[index] - start) - done
+    state, metrics = self.feed.train(stretch.method, state, constants, self.progress.step, count)
+    self.progress.step += count
+    self._check(metrics, count, stretch)
+    self.advance(count * len(self.members))
+    done += count
+    over = self.progress.step >= self.progress.ends[index]
+    if self.validation and (over or done % self.cadence.evaluate == 0):
+      self._validate(stretch, self._variables(self.feed.single(state), frozen))
+      over = over or self._stops_early(index, stretch)
+    if not over and (done % self.cadence.checkpoint == 0 or self.stop()):
+      single = self.feed.single(state)
+      self._save(stretch, single, self._variables(single, frozen))
+      self._maybe_stop()
+    return state
+
+  def _maybe_stop(self) -> None:
+    if self.stop():
+      raise Interrupted(f'interrupted at step {self.progress.step}; the same command continues')
+
+  def _check(self, metrics: Mapping[str, np.ndarray], count: int, stretch: Stretch) -> None:
+    """Logs the means over the chunk, and notices the first step whose loss is not finite."""
+    for number in range(len(self.members)):
+      own = {name: values[number] if self.population else values for name, values in metrics.items()}
+      bad = np.flatnonzero(~np.isfinite(own['loss']))
+      if self.progress.diverged[number] is None and len(bad):
+        self.progress.diverged[number] = self.progress.step - count + int(bad[0]) + 1
+      if self.progress.diverged[number] is None:
+        self._log(number, stretch, 'train', {name: float(np.mean(v, dtype=np.float64)) for name, v in own.items()})
+    if not self.population and self.progress.diverged[0] is not None:
+      raise Diverged(f'the loss is not finite at step {self.progress.diverged[0]}, in phase {stretch.name!r}')
+
+  def _log(self, member: int, stretch: Stretch, split: str, values: Mapping[str, Any]) -> None:
+    step, history = self.progress.step, self.progress.history[member]
+    if not history or history[-1]['step'] != step:
+      history.append({'step': step})
+    history[-1][split] = dict(values)
+    if self.saver:
+      self.saver.line(step, stretch.name, split, values, time.monotonic() - self.clock)
+
+  def _validate(self, stretch: Stretch, variables: Variables) -> None:
+    """Judges the state, and keeps it where it is the best so far."""
+    assert self.validation is not None
+    now = network_only(variables)
+    better = np.zeros(len(self.members), bool)
+    for number, values in enumerate(self.validation.measure(now)):
+      self._log(number, stretch, 'validation', values)
+      value, best = values[self.validation.select], self.progress.best[number]
+      if value is not None and math.isfinite(value) and self.progress.diverged[number] is None:
+        better[number] = best is None or self._gain(value, best['value']) > 0
+      if better[number]:
+        self.progress.best[number] = {'value': value, 'step': self.progress.step, 'phase': stretch.name}
+    if better.any():
+      which = better if self.population else better[0]
+      self.selected = keep(which, now if self.selected is None else self.selected, now)
+
+  def _stops_early(self, index: int, stretch: Stretch) -> bool:
+    rule = stretch.phase.early_stop
+    if rule is None or self.validation is None:
+      return False
+    value = self.progress.history[0][-1]['validation'][self.validation.select]
+    best, bad = (self.progress.stalled or {'best': None, 'bad': 0}).values()
+    improved = value is not None and (best is None or self._gain(value, best) > rule.min_delta)
+    self.progress.stalled = {'best': value, 'bad': 0} if improved else {'best': best, 'bad': bad + 1}
+    if self.progress.stalled['bad'] < rule.patience:
+      return False
+    cut = self.progress.ends[index] - self.progress.step
+    self.progress.ends[index:] = [end - cut for end in self.progress.ends[index:]]
+    self.progress.early.append(index)
+    return True
+
+  def _gain(self, value: float, than: float) -> float:
+    assert self.validation is not None
+    return value - than if self.validation.higher else than - value
+
+  def _prove(self, index: int, stretch: Stretch, variables: Variables) -> None:
+    for number, tree in enumerate(self._each(variables)):
+      if self.progress.diverged[number] is None:
+        rates = self.members[number].stretches[index].rates
+        after = partition.digests(tree['params'])
+        found = partition.prove(
+          self.progress.digests[number], after, stretch.method.trainable, rates, stretch.phase.train
+        )
+        self.progress.warnings += [f'phase {stretch.name!r}: {line}' for line in found]
+
+  # --------------------------------------------------------------------------------------------------- trees
+  def _begin(self, stretch: Stretch) -> Callable[[Variables], Any]:
+    step = self.progress.step
+    one = lambda tree: begin(stretch.method, tree['params'], tree['stats'], tree['term_stats'], step)
+    return jax.vmap(one) if self.population else one
+
+  def _constants(self, index: int, frozen: Any) -> Any:
+    start = self.progress.start(index)
+    members = [member.stretches[index].constants(member, start) for member in self.members]
+    return {**stack(members, self.population), 'frozen': frozen}
+
+  @staticmethod
+  def _variables(state: Any, frozen: Any) -> Variables:
+    params = partition.join(state['trainable'], frozen)
+    return {'params': params, 'stats': state['stats'], 'term_stats': state['term_stats']}
+
+  @staticmethod
+  def _tree(state: Any, variables: Variables) -> dict[str, Any]:
+    """What a checkpoint holds: parameters joined, so that its structure does not depend on what is frozen."""
+    return {**variables, 'optimizer': state['optimizer'], 'step': state['step'], 'stats': state['stats']}
+
+  def _save(self, stretch: Stretch, state: Any, variables: Variables) -> None:
+    if self.saver is None:
+      return
+    if not finite(variables['params']):
+      raise Diverged(f'the parameters are not finite at step {self.progress.step}, in phase {stretch.name!r}')
+    tree = self._tree(state, variables)
+    self.saver.save(self.progress, tree if self.selected is None else {**tree, 'selected': self.selected})
+
+  def _each(self, tree: Any) -> Iterator[Any]:
+    """The tree of every member."""
+    if not self.population:
+      yield tree
+      return
+    host = jax.device_get(tree)
+    for number in range(len(self.members)):
+      yield jax.tree.map(lambda leaf, n=number: leaf[n], host)
+
+  def _fitted(self, variables: Variables, slots: Any) -> list[Fitted]:
+    progress, step = self.progress, np.int32(self.progress.step)
+    trees = list(self._each({**variables, 'optimizer': slots}))
+    bests = [None] * len(trees) if self.selected is None else list(self._each(self.selected))
+    made = []
+    for number, tree in enumerate(trees):
+      best, history, diverged = progress.best[number], progress.history[number], progress.diverged[number]
+      own = dataclasses.replace(
+        progress, best=[best], history=[history], diverged=[diverged], digests=progress.digests[number : number + 1]
+      )
+      selected = bests[number] if best else None
+      whole = {**tree, 'step': step, **({'selected': selected} if selected is not None else {})}
+      made.append(
+        Fitted(network_only(tree), selected, best, history, progress.step, diverged, progress.warnings, own, whole)
+      )
+    return made

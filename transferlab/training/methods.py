@@ -1,0 +1,182 @@
+"""From what a config says of a phase to what the step needs: the method (static), and its arrays.
+
+Methods are cached by what determines the compiled step, so that runs which differ in values only share one
+compilation. Everything a user can get wrong about patterns is found here, before anything is allocated.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transferlab import config, paths
+from transferlab.data.examples import Info
+from transferlab.errors import UserError, unknown
+from transferlab.networks.network import Network
+from transferlab.objectives import objective as objectives
+from transferlab.objectives.objective import Objective, TermSpec
+from transferlab.training import optimizer, partition, phases
+from transferlab.training.phases import Phase
+from transferlab.training.step import Method, with_terms
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+  """A phase made concrete for one run.
+
+  Attributes:
+    steps: its length, unless it stops early.
+    method: the static half.
+    rates: learning rate of each trainable path.
+    weights: `{term: weight}`.
+    adapt: stages whose statistics are recomputed before the phase.
+  """
+
+  name: str
+  phase: Phase
+  steps: int
+  method: Method
+  rates: dict[str, float]
+  weights: dict[str, float]
+  adapt: frozenset[str]
+
+  def constants(self, member: Any, start: int) -> dict[str, Any]:
+    """The arguments of the step that do not move, for a phase that starts at global step `start`."""
+    return {
+      'source': member.start_point if self.method.objective.needs_source else None,
+      'preprocessing': member.record,
+      'key': jax.random.key(member.seed),
+      'hyper': optimizer.hyperparameters(self.phase, self.rates, start, self.steps),
+      'weights': {name: jnp.float32(weight) for name, weight in self.weights.items()},
+    }
+
+
+_OBJECTIVES: dict[Any, Objective] = {}
+_METHODS: dict[Any, Method] = {}
+
+
+def term_specs(terms: Sequence[Mapping[str, Any]] | None, info: Info, where: str) -> list[TermSpec]:
+  """The terms of an objective, validated; the usual loss (of each task) where none are given."""
+  if terms is None:
+    usual = [(None, info.task)] if not info.tasks else [(name, own.task) for name, own in info.tasks.items()]
+    return [TermSpec(term=objectives.DEFAULT[task], task=name) for name, task in usual]
+  specs = [config.validate(TermSpec, dict(term), f'{where}.{i}') for i, term in enumerate(terms)]
+  for i, spec in enumerate(specs):
+    if spec.task is not None and spec.task not in info.tasks:
+      raise unknown(f'{where}.{i}.task', spec.task, info.tasks)
+    if spec.task is None and info.tasks:
+      raise UserError(f'{where}.{i}.task: the data have several label columns; nearest: {", ".join(info.tasks)}')
+  return specs
+
+
+def objective_of(specs: Sequence[TermSpec], network: Network, where: str) -> Objective:
+  """The objective; the same object for the same terms, whatever their weights."""
+  key = (network, json.dumps([spec.model_dump(exclude={'weight'}) for spec in specs], sort_keys=True))
+  if key not in _OBJECTIVES:
+    _OBJECTIVES[key] = objectives.build(specs, network.stages, where)
+  return _OBJECTIVES[key]
+
+
+def stretches(
+  network: Network,
+  run_phases: Sequence[Phase],
+  lengths: Sequence[int],
+  default_objective: Sequence[Mapping[str, Any]] | None,
+  info: Info,
+  augment: tuple[int, bool],
+  example: Mapping[str, Any],
+  where: str = 'config',
+) -> list[Stretch]:
+  """All phases of a run, checked.
+
+  Args:
+    lengths: steps of each phase.
+    example: a batch of shapes ('x', 'label'), from which the terms' own parameters take their shapes.
+
+  Raises:
+    UserError: any mistake in patterns, optimizers, objectives or statistics.
+  """
+  specs = []
+  for number, phase in enumerate(run_phases):
+    given = default_objective if phase.objective is None else phase.objective
+    place = f'{where}.objective' if phase.objective is None else f'{where}.phases.{number}.objective'
+    specs.append(term_specs(given, info, place))
+  objectives_ = [objective_of(terms, network, f'{where}.objective') for terms in specs]
+  own = own_shapes(network, objectives_, example)
+  made = []
+  for number, (name, phase, steps) in enumerate(zip(phases.names(run_phases), run_phases, lengths)):
+    place = f'{where}.phases.{number}'
+    method, rates, adapt = _method(
+      network, objectives_[number], phase, own, augment, info.task == 'classification', place
+    )
+    weights = {spec.label: spec.weight for spec in specs[number]}
+    made.append(Stretch(name, phase, steps, method, rates, weights, adapt))
+  return made
+
+
+def own_shapes(network: Network, chosen: Sequence[Objective], example: Mapping[str, Any]) -> dict[str, Any]:
+  """Shapes of the terms' own parameters, `{'terms': …}`, or an empty dict."""
+  if all(objective.plain for objective in chosen):
+    return {}
+  made = jax.eval_shape(
+    lambda variables, batch: with_terms(network, chosen, variables, batch, 0), network.shapes(), dict(example)
+  )
+  return {'terms': made['params'].get('terms', {})}
+
+
+def _method(
+  network: Network,
+  objective: Objective,
+  phase: Phase,
+  own: Mapping[str, Any],
+  augment: tuple[int, bool],
+  classification: bool,
+  where: str,
+) -> tuple[Method, dict[str, float], frozenset[str]]:
+  shapes = network.shapes()
+  leaves = [*paths.flatten(shapes['params']), *paths.flatten(own)]
+  trainable = partition.trainable_paths(phase, leaves, network.stages, list(objective.terms), where)
+  rates = partition.leaf_rates(phase, trainable, leaves, network.stages, where)
+  training = phases.training_stages(network.stages, stage_leaves(network, leaves), set(trainable))
+  moving, adapt = phases.statistics_stages(phase, [s for s in network.stages if s in shapes['stats']], training)
+  static = phase.model_dump(include={'optimizer', 'optimizer_options', 'clip', 'weight_decay_form'})
+  schedule = phase.schedule.model_dump(include={'name', 'at', 'factor'})
+  decay = [pattern for pattern, _ in optimizer.decay_rules(phase.weight_decay)]
+  key = (
+    network,
+    objective,
+    json.dumps([static, schedule, decay], sort_keys=True),
+    tuple(leaves),
+    tuple(trainable),
+    frozenset(moving),
+    augment,
+    classification,
+  )
+  if key not in _METHODS:
+    built = optimizer.build(phase, trainable, leaves, network.stages, where)
+    _METHODS[key] = Method(
+      network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), augment, classification
+    )
+  return _METHODS[key], rates, frozenset(adapt)
+
+
+def stage_leaves(network: Network, leaves: Sequence[str]) -> dict[str, list[str]]:
+  """The leaves that each stage reads; a shared leaf under the path of its owner."""
+  read: dict[str, list[str]] = {stage: [] for stage in network.stages}
+  for path in leaves:
+    if not path.startswith(paths.TERMS):
+      read[paths.stage_of(path)].append(path)
+  for path, owner in network.shared.items():
+    read[paths.stage_of(path)].append(owner)
+  return read
+
+
+def example_of(x: Any, label: Any) -> dict[str, Any]:
+  """Shapes of a batch of two preprocessed examples."""
+  return {
+    'x': jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32),
+    'label': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), label),
+  }

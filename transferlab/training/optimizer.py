@@ -1,0 +1,190 @@
+"""The optimizer of a phase: an optax core at rate 1, weight decay by pattern, and rates as arrays at the very end.
+
+Learning rates and weight decay are arguments of the compiled step, not constants in it: runs that differ only in
+such values share one compilation, and can be trained together under `vmap`.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from transferlab import paths
+from transferlab.errors import UserError, unknown
+from transferlab.training.phases import Phase, RateRules, Schedule
+
+# Names of ours beside optax's own.
+ALIASES = {
+  'momentum': ('sgd', {'momentum': 0.9}),
+  'nesterov': ('sgd', {'momentum': 0.9, 'nesterov': True}),
+}
+# They need the value of the loss, or several evaluations of it, or a rate that is not a factor of the update.
+_OTHER_FORMS = {
+  'lbfgs',
+  'polyak_sgd',
+  'noisy_sgd',
+  'optimistic_gradient_descent',
+  'optimistic_adam',
+  'optimistic_adam_v2',
+}
+
+
+def optimizer_names() -> list[str]:
+  """Every name that `optimizer` may have: optax's functions of a learning rate, and our aliases."""
+  found = [
+    name
+    for name, value in vars(optax).items()
+    if inspect.isfunction(value)
+    and not name.startswith(('_', 'scale_by'))
+    and name not in _OTHER_FORMS
+    and next(iter(inspect.signature(value).parameters), '') == 'learning_rate'
+  ]
+  return sorted([*found, *ALIASES])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer:
+  """The static half of a phase's optimizer; `Rates` is the half that is arrays.
+
+  Attributes:
+    core: optax transformation at learning rate 1, clipping in front.
+    decay: for each weight-decay rule the trainable paths it holds for.
+    coupled: weight decay is added to the gradient, rather than to the update.
+    schedule: how the rates move.
+  """
+
+  core: optax.GradientTransformation
+  decay: tuple[frozenset[str], ...]
+  coupled: bool
+  schedule: Schedule
+
+
+def build(
+  phase: Phase, trainable: Sequence[str], leaves: Sequence[str], stages: Sequence[str], where: str
+) -> Optimizer:
+  """The optimizer that a phase names.
+
+  Raises:
+    UserError: no such optimizer, or an argument that it does not take.
+  """
+  name, preset = ALIASES.get(phase.optimizer, (phase.optimizer, {}))
+  if phase.optimizer not in optimizer_names():
+    raise unknown('optimizer', phase.optimizer, optimizer_names())
+  function = getattr(optax, name)
+  parameters = inspect.signature(function).parameters
+  options = {**preset, **phase.optimizer_options}
+  for option in options:
+    if option not in parameters or option in ('learning_rate', 'weight_decay', 'mask'):
+      choices = [p for p in parameters if p not in ('learning_rate', 'weight_decay', 'mask')]
+      raise unknown(f'{where}.optimizer_options for {name}:', option, choices)
+  own_decay = 'weight_decay' in parameters
+  try:
+    core = function(learning_rate=1.0, **options, **({'weight_decay': 0.0} if own_decay else {}))
+    jax.eval_shape(core.init, jnp.zeros(2))
+  except (TypeError, ValueError, AttributeError) as error:
+    raise UserError(f'{where}.optimizer_options: optax.{name} refuses {options}: {error}') from None
+  if phase.clip is not None:
+    core = optax.chain(optax.clip_by_global_norm(phase.clip), core)
+  rules = decay_rules(phase.weight_decay)
+  owners = (
+    paths.assign(
+      [(p, i) for i, (p, _) in enumerate(rules)] + [('.*', -1)],
+      _network(leaves),
+      stages=stages,
+      what=f'{where}.weight_decay',
+    )
+    if rules
+    else {}
+  )
+  decay = tuple(frozenset(path for path in trainable if owners.get(path) == i) for i in range(len(rules)))
+  coupled = phase.weight_decay_form == 'coupled' or (phase.weight_decay_form == 'auto' and not own_decay)
+  return Optimizer(core, decay, coupled, phase.schedule)
+
+
+def _network(leaves: Sequence[str]) -> list[str]:
+  return [path for path in leaves if not path.startswith(paths.TERMS)]
+
+
+def decay_rules(weight_decay: float | RateRules) -> list[tuple[str, float]]:
+  """Weight decay as rules; none where it is zero."""
+  if isinstance(weight_decay, float | int):
+    return [('.*', float(weight_decay))] if weight_decay else []
+  return [rule for rule in weight_decay if rule[0] != '.*' or rule[1]]
+
+
+def hyperparameters(phase: Phase, rates: Mapping[str, float], start: int, steps: int) -> dict[str, Any]:
+  """The arrays of a phase's optimizer: rates by leaf, weight decay by rule, and the phase's place in the run."""
+  schedule = phase.schedule
+  return {
+    'rates': {path: jnp.float32(rate) for path, rate in rates.items()},
+    'weight_decay': [jnp.float32(value) for _, value in decay_rules(phase.weight_decay)],
+    'start': jnp.int32(start),
+    'steps': jnp.float32(steps),
+    'warmup': jnp.float32(schedule.warmup),
+    'final': jnp.float32(schedule.final),
+  }
+
+
+def update(
+  optimizer: Optimizer, gradients: Any, state: Any, trainable: Any, hyper: Mapping[str, Any], step: Array
+) -> tuple[Any, Any, Float[Array, '']]:
+  """One step: the new trainable tree, the new optimizer state, and the schedule's factor.
+
+  Args:
+    gradients, trainable: trees with holes.
+    hyper: `hyperparameters`.
+    step: global step, before this update.
+  """
+  if optimizer.coupled:
+    gradients = _decayed(optimizer, gradients, trainable, hyper)
+  updates, state = optimizer.core.update(gradients, state, trainable)
+  if not optimizer.coupled:
+    updates = _decayed(optimizer, updates, trainable, hyper, sign=-1.0)
+  factor = schedule_factor(
+    optimizer.schedule, (step - hyper['start']) / hyper['steps'], hyper['warmup'], hyper['final']
+  )
+  rates = paths.unflatten({path: hyper['rates'].get(path) for path in paths.flatten(trainable)})
+  updates = jax.tree.map(lambda u, rate: (u * (rate * factor)).astype(u.dtype), updates, rates)
+  return optax.apply_updates(trainable, updates), state, factor
+
+
+def _decayed(optimizer: Optimizer, updates: Any, trainable: Any, hyper: Mapping[str, Any], sign: float = 1.0) -> Any:
+  for chosen, value in zip(optimizer.decay, hyper['weight_decay']):
+    mask = paths.unflatten(
+      {path: None if leaf is None else path in chosen for path, leaf in paths.flatten(trainable).items()}
+    )
+    decay = optax.masked(optax.add_decayed_weights(sign * value), mask)
+    updates, _ = decay.update(updates, decay.init(trainable), trainable)
+  return updates
+
+
+def schedule_factor(
+  schedule: Schedule, progress: Float[Array, ''], warmup: Float[Array, ''], final: Float[Array, '']
+) -> Float[Array, '']:
+  """The factor of the learning rates at `progress` through the phase, in [0, 1)."""
+  ramp = jnp.where(progress < warmup, progress / jnp.maximum(warmup, 1e-12), 1.0)
+  after = jnp.clip((progress - warmup) / (1 - warmup), 0.0, 1.0)
+  if schedule.name == 'cosine':
+    shape = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * after))
+  elif schedule.name == 'linear':
+    shape = 1 - (1 - final) * after
+  elif schedule.name == 'step':
+    passed = sum((progress >= jnp.float32(at)).astype(jnp.float32) for at in schedule.at)
+    shape = jnp.power(schedule.factor, jnp.float32(passed))
+  elif schedule.name == 'one_cycle':
+    shape = _one_cycle(after)
+  else:
+    shape = jnp.ones(())
+  return ramp * shape
+
+
+def _one_cycle(progress: Float[Array, '']) -> Float[Array, '']:
+  start, end, peak = 1 / 25, 1e-4 / 25, 0.3
+  rising = start + (1 - start) * 0.5 * (1 - jnp.cos(jnp.pi * progress / peak))
+  falling = end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * (progress - peak) / (1 - peak)))
+  return jnp.where(progress < peak, rising, falling)

@@ -1,0 +1,104 @@
+"""How the step is compiled: jit over a data-parallel mesh, in a scan, for a population, or under pmap.
+
+`jax.jit` over a mesh is the reference: parameters replicated, batches split along their examples. pmap is a thin
+alternative on which nothing else depends. Talks to devices.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transferlab.errors import UserError
+from transferlab.training.settings import Parallel
+from transferlab.training.step import Batch, Constants, Method, State, train_step
+
+AXIS = 'data'
+Train = Callable[[State, Constants, Batch, Any], tuple[State, dict[str, jax.Array]]]
+
+
+def devices(parallel: Parallel) -> list[jax.Device]:
+  """The devices to train on. Raises `UserError` where there are fewer than asked for."""
+  found = jax.devices()
+  if parallel.devices is not None and parallel.devices > len(found):
+    raise UserError(f'config.parallel.devices: {parallel.devices} asked for, {len(found)} there')
+  return found[: parallel.devices]
+
+
+def make_mesh(chosen: list[jax.Device]) -> Mesh | None:
+  """A data-parallel mesh on Auto axes; None for a single device, which needs none."""
+  if len(chosen) == 1:
+    return None
+  return jax.make_mesh((len(chosen),), (AXIS,), devices=chosen, axis_types=(AxisType.Auto,))
+
+
+def place(tree: Any, mesh: Mesh | None, batch_axis: int | None = None) -> Any:
+  """Puts arrays on the mesh: replicated, or split along `batch_axis`."""
+  if mesh is None:
+    return jax.device_put(tree)
+  spec = P() if batch_axis is None else P(*[None] * batch_axis, AXIS)
+  return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+@functools.lru_cache(maxsize=64)
+def chunk(method: Method, mesh: Mesh | None, population: bool) -> Train:
+  """Many steps in one call: `train(state, constants, batches, count)`.
+
+  Takes the first `count` of the stacked batches [steps, batch, …] one after the other and returns the state and the
+  metrics [steps]. `count` is an argument, so chunks of every length share one compilation. In a population every
+  argument but `count` has a leading axis of members. The state is donated.
+  """
+
+  def train(state: State, constants: Constants, batches: Batch, count: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    step = functools.partial(train_step, method)
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    shapes = jax.eval_shape(step, state, constants, first)[1]
+    room = jax.tree.leaves(batches)[0].shape[0]
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), shapes)
+
+    def body(index: jax.Array, carry: tuple) -> tuple:
+      state, metrics = carry
+      batch = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
+      state, measured = step(state, constants, batch)
+      return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), metrics, measured)
+
+    return lax.fori_loop(0, count, body, (state, metrics))
+
+  mapped = jax.vmap(train, in_axes=(0, 0, 0, None)) if population else train
+  return jax.jit(mapped, donate_argnums=0, **_outputs(mesh))
+
+
+@functools.lru_cache(maxsize=64)
+def single(method: Method, mesh: Mesh | None) -> Any:
+  """One step in one call, for batches that are streamed: `train(state, constants, batch)`. The state is donated."""
+  return jax.jit(functools.partial(train_step, method), donate_argnums=0, **_outputs(mesh))
+
+
+def _outputs(mesh: Mesh | None) -> dict[str, Any]:
+  return {} if mesh is None else {'out_shardings': NamedSharding(mesh, P())}
+
+
+@functools.lru_cache(maxsize=64)
+def mapped(method: Method, chosen: tuple[jax.Device, ...]) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+  """One step under pmap: state and constants with a leading device axis, the batch as [devices, batch / devices, …].
+
+  Raises:
+    UserError: a term couples examples across the batch: on a device it would see only that device's.
+  """
+  if coupling := [name for name, term in method.objective.terms.items() if term.couples]:
+    raise UserError(
+      f"config.parallel.compile: 'pmap' cannot serve term {coupling[0]!r}, which couples examples across the batch; "
+      "use 'jit'"
+    )
+  return jax.pmap(functools.partial(train_step, method, axis=AXIS), axis_name=AXIS, devices=chosen, donate_argnums=0)
+
+
+def rows(batch_size: int, mesh: Mesh | None) -> int:
+  """The batch size rounded up to what the mesh's devices divide."""
+  count = 1 if mesh is None else mesh.size
+  return -(-batch_size // count) * count

@@ -1,0 +1,176 @@
+"""What a phase may say, and what follows from it for the stages: lengths, modes, the table of phase ends.
+
+Training is a list of phases; a phase says what moves. Pure Python over names and numbers: no arrays here, and
+nothing that needs JAX, so that a mistaken config is answered at once.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from transferlab import config, paths
+from transferlab.config import Fraction, Positive, Rate, Schema
+from transferlab.errors import UserError
+
+RateRules = Annotated[list[tuple[str, Rate]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)]
+Patterns = Annotated[list[str], pydantic.Field(min_length=1)]
+Statistics = Literal['auto', 'update', 'frozen', 'adapt']
+
+
+class Schedule(Schema):
+  """How the learning rate moves over a phase, as a factor of the phase's rates."""
+
+  name: Literal['constant', 'cosine', 'linear', 'step', 'one_cycle'] = pydantic.Field(
+    'constant',
+    description='constant; cosine or linear from 1 to `final`; step: times `factor` at each of `at`; one_cycle: '
+    'cosine from 1/25 up to 1 over the first 30 %, then down to 1e-4/25 (Smith and Topin 2018)',
+  )
+  warmup: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(
+    0.0, description='share of the phase over which the rate first rises linearly from 0'
+  )
+  final: Annotated[float, pydantic.Field(ge=0, le=1)] = pydantic.Field(
+    0.0, description='factor at the end (cosine, linear)'
+  )
+  at: list[Fraction] = pydantic.Field([0.5, 0.75], description='shares of the phase at which a step happens')
+  factor: Annotated[float, pydantic.Field(gt=0, le=1)] = pydantic.Field(0.1, description='what a step multiplies by')
+
+
+class EarlyStop(Schema):
+  """Ends the phase when validation has not improved for a while."""
+
+  patience: Positive = pydantic.Field(description='evaluations without improvement after which the phase ends')
+  min_delta: Rate = pydantic.Field(0.0, description='what counts as an improvement, in units of the selection metric')
+
+
+class Phase(Schema):
+  """A stretch of training with one set of moving parameters."""
+
+  name: str | None = pydantic.Field(None, description='name in logs and tables; None: phase1, phase2, …')
+  train: str | Patterns = pydantic.Field(
+    '.*', description='pattern(s) of the parameters that move; all others are frozen'
+  )
+  steps: Positive | None = pydantic.Field(None, description='length in optimizer steps; or give epochs, or examples')
+  epochs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+    None, description='length in passes over the data'
+  )
+  examples: Positive | None = pydantic.Field(None, description='length in training examples seen')
+  optimizer: str = pydantic.Field('adam', description='any optax optimizer by name; also momentum, nesterov')
+  optimizer_options: dict[str, Any] = pydantic.Field({}, description='its further arguments, as optax names them')
+  learning_rate: Rate | RateRules = pydantic.Field(
+    1e-3, description='one rate, or rules [(pattern, rate), …] of which the first match wins'
+  )
+  layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] | None = pydantic.Field(
+    None, description="each stage's rate is multiplied by layer_decay ** (stages between it and the head)"
+  )
+  weight_decay: Rate | RateRules = pydantic.Field(0.0, description='one value, or rules [(pattern, value), …]')
+  weight_decay_form: Literal['auto', 'coupled', 'decoupled'] = pydantic.Field(
+    'auto',
+    description='coupled: added to the gradient (L2, as torch.optim.SGD); decoupled: added to the update, times the '
+    'learning rate (AdamW); auto: decoupled for optimizers that have weight decay of their own, else coupled',
+  )
+  schedule: Schedule = pydantic.Field(Schedule(), description='how the rate moves over the phase')
+  clip: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
+    None, description='largest global norm of the gradient of what trains'
+  )
+  statistics: Statistics | Annotated[list[tuple[str, Statistics]], pydantic.BeforeValidator(config.tuples)] = (
+    pydantic.Field(
+      'auto',
+      description='running statistics (BatchNorm), one policy or rules [(stage pattern, policy), …]. auto: they move '
+      'in stages that train; update: they move although weights do not; frozen: they stay; adapt: recomputed on '
+      "the target's training inputs before the phase (AdaBN), then frozen",
+    )
+  )
+  objective: list[dict[str, Any]] | None = pydantic.Field(
+    None, description="terms of this phase; None: the run's objective"
+  )
+  keep_optimizer: bool = pydantic.Field(False, description='go on with the optimizer state of the phase before')
+  early_stop: EarlyStop | None = pydantic.Field(None, description='end when validation stops improving')
+
+  @pydantic.model_validator(mode='after')
+  def _one_length(self) -> 'Phase':
+    given = [name for name in ('steps', 'epochs', 'examples') if getattr(self, name) is not None]
+    if len(given) != 1:
+      raise ValueError(f'a phase has exactly one of steps, epochs and examples; given: {", ".join(given) or "none"}')
+    return self
+
+
+def names(phases: Sequence[Phase]) -> list[str]:
+  """A name for each phase. Raises `UserError` where two have the same."""
+  found = [phase.name or f'phase{number}' for number, phase in enumerate(phases, 1)]
+  for name in found:
+    if found.count(name) > 1:
+      raise UserError(f'config.phases: two phases are named {name!r}')
+  return found
+
+
+def length(phase: Phase, examples: int, batch_size: int, last_batch: str) -> int:
+  """The phase's length in steps.
+
+  An epoch is `examples / batch_size` steps where batches carry over from one epoch to the next, and that number
+  rounded up where the last batch of an epoch is padded.
+  """
+  if phase.steps is not None:
+    return phase.steps
+  if phase.examples is not None:
+    return math.ceil(phase.examples / batch_size)
+  assert phase.epochs is not None
+  if last_batch == 'pad':
+    return max(1, math.ceil(phase.epochs * math.ceil(examples / batch_size) - 1e-9))
+  return max(1, math.ceil(phase.epochs * examples / batch_size - 1e-9))
+
+
+def ends(phases: Sequence[Phase], examples: int, batch_size: int, last_batch: str) -> list[int]:
+  """The global step at which each phase ends, if none stops early."""
+  table, step = [], 0
+  for phase in phases:
+    step += length(phase, examples, batch_size, last_batch)
+    table.append(step)
+  return table
+
+
+def training_stages(stages: Sequence[str], leaves: Mapping[str, Iterable[str]], trainable: set[str]) -> set[str]:
+  """The stages in training mode.
+
+  A stage with leaves is, when any of them trains. A stage without leaves is, when a stage before it trains, or when
+  it stands directly before one that trains.
+
+  Args:
+    stages: names in order.
+    leaves: `{stage: paths of the leaves it reads}`, shared leaves by the path of their owner.
+    trainable: paths that the optimizer may move.
+  """
+  own = {stage: any(path in trainable for path in leaves.get(stage, ())) for stage in stages}
+  training: set[str] = set()
+  for index, stage in enumerate(stages):
+    if own[stage]:
+      training.add(stage)
+    elif not any(True for _ in leaves.get(stage, ())):
+      following = next((s for s in stages[index + 1 :] if any(True for _ in leaves.get(s, ()))), None)
+      if any(own[s] for s in stages[:index]) or (following is not None and own[following]):
+        training.add(stage)
+  return training
+
+
+def statistics_stages(phase: Phase, with_statistics: Sequence[str], training: set[str]) -> tuple[set[str], set[str]]:
+  """The stages whose statistics move during the phase, and those adapted before it.
+
+  Args:
+    with_statistics: the stages that have running statistics.
+    training: the stages in training mode.
+
+  Raises:
+    UserError: a policy is asked of a network or a stage that has no statistics.
+  """
+  rules = [('.*', phase.statistics)] if isinstance(phase.statistics, str) else list(phase.statistics)
+  if not with_statistics:
+    asked = [policy for _, policy in rules if policy in ('update', 'adapt')]
+    if asked:
+      raise UserError(f'statistics {asked[0]!r}: the network has no running statistics (no BatchNorm)')
+    return set(), set()
+  if rules[-1][0] != '.*':
+    rules.append(('.*', 'auto'))
+  policies = paths.assign(rules, with_statistics, what='statistics')
+  moving = {s for s in with_statistics if policies[s] == 'update' or (policies[s] == 'auto' and s in training)}
+  return moving, {s for s in with_statistics if policies[s] == 'adapt'}
