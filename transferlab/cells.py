@@ -63,7 +63,7 @@ def expand(study: Study) -> Iterator[Cell]:
   """
   for name in (study.table.rows, study.table.repeats):
     if name not in study.axes:
-      raise UserError(f'config.table: no axis {name!r}; nearest: {", ".join(nearest(name, study.axes))}')
+      raise UserError(f'config.table: no axis {name!r}; nearest: {", ".join(nearest(name, study.axes)) or "none"}')
   options: list[list[tuple[str, Any, dict[str, Any]]]] = []
   for name, axis in study.axes.items():
     named = axis.items() if isinstance(axis, dict) else ((value, {name: value}) for value in axis)

@@ -1,25 +1,32 @@
 """Checkpoints of our own: written, found, read. The only file that talks to orbax. Reads and writes files.
 
 A checkpoint is a tree of arrays and a JSON record (the progress of a run). Parameters stand in it joined, so its
-structure does not depend on what was frozen. Surgery on foreign shapes is transplant.py's affair: here a structure
-that does not fit is an error.
+structure does not depend on what was frozen: large frozen leaves are written once, beside the checkpoints that refer
+to them, and readers put them back. Surgery on foreign shapes is transplant.py's affair: here a structure that does
+not fit is an error.
 """
 
+import json
 import os
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from transferlab import paths
+from transferlab import config, paths
 from transferlab.errors import UserError, nearest
 
 # Readers accept every format up to this one.
 FORMAT = 1
-STATE = 'state'
+STATE, METADATA = 'state', '_CHECKPOINT_METADATA'
+# Frozen leaves of this many bytes together are written once.
+LARGE = 64 * 2**20
+FROZEN = 'frozen_'
 
 
 def _orbax() -> Any:
@@ -35,22 +42,31 @@ class Writer:
 
   def __init__(self, folder: Path, keep: int):
     v1 = _orbax()
+    self._folder = folder.absolute()
     self._pending: Any = None
     self._checkpointer = v1.training.Checkpointer(
-      os.fspath(folder.absolute()),
+      os.fspath(self._folder),
       preservation_policy=v1.training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=True,
     )
+    self._clear()
 
-  def save(self, step: int, tree: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+  def save(
+    self, step: int, tree: Mapping[str, Any], progress: Mapping[str, Any], frozen: Mapping[str, str] | None = None
+  ) -> None:
     """Copies the arrays (the step donates its own) and writes them in the background.
 
     `force`: without it orbax skips a save while one is under way, and says nothing.
+
+    Args:
+      frozen: a digest of each parameter that does not move from checkpoint to checkpoint, by path.
     """
     self.wait()
-    copied = jax.tree.map(jnp.copy, dict(tree))
+    tree, aside = self._set_aside(dict(tree), frozen or {})
+    copied = jax.tree.map(jnp.copy, tree)
+    record = {'format': FORMAT, **progress, **({'frozen': aside} if aside else {})}
     self._pending = self._checkpointer.save_checkpointables_async(
-      step, {STATE: copied}, force=True, overwrite=True, custom_metadata={'format': FORMAT, **progress}
+      step, {STATE: copied}, force=True, overwrite=True, custom_metadata=record
     )
 
   def wait(self) -> None:
@@ -58,11 +74,65 @@ class Writer:
     if self._pending is not None:
       self._pending.result()
       self._pending = None
+      self._clear()
 
   def close(self) -> None:
     """Waits, and releases the folder."""
     self.wait()
     self._checkpointer.close()
+
+  def _set_aside(self, tree: dict[str, Any], digests: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes frozen leaves, where they are large and not there yet, to a folder named after their contents.
+
+    Returns:
+      The tree without them; and for the record {'folder': …, 'params': paths, 'selected': paths}, or nothing.
+    """
+    leaves = paths.flatten(tree['params'])
+    frozen = {path: leaves[path] for path in digests}
+    if sum(leaf.nbytes for leaf in frozen.values()) < LARGE:
+      return tree, {}
+    folder = self._folder / f'{FROZEN}{config.digest(dict(digests))}'
+    if not _complete(folder):
+      _orbax().save_checkpointables(os.fspath(folder), {STATE: paths.unflatten(frozen)}, overwrite=True)
+    best = paths.flatten(tree['selected']['params']) if 'selected' in tree else {}
+    same = [path for path in frozen if path in best and _bytes(best[path]) == _bytes(frozen[path])]
+    aside = {'folder': folder.name, 'params': list(frozen), 'selected': same}
+    return _map_params(tree, lambda where, flat: _without(flat, aside[where])), aside
+
+  def _clear(self) -> None:
+    """Removes frozen leaves that no checkpoint refers to; all stay while a checkpoint cannot be read."""
+    found = sorted(self._folder.glob(f'*{FROZEN}*'))
+    try:
+      kept = {_aside(self._folder / str(step)).get('folder') for step in steps(self._folder)} if found else set()
+    except UserError:
+      return
+    for folder in found:
+      if folder.name not in kept:
+        # Half a folder must not look like a whole one, should the program end here.
+        doomed = folder if folder.name.startswith('.') else folder.rename(folder.with_name(f'.{folder.name}'))
+        shutil.rmtree(doomed)
+
+
+def _map_params(tree: Mapping[str, Any], change: Callable[[str, dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+  """The tree with `change('params' or 'selected', {path: leaf})` in place of its parameters."""
+  changed = {**tree, 'params': paths.unflatten(change('params', paths.flatten(tree['params'])))}
+  if 'selected' in tree:
+    best = paths.unflatten(change('selected', paths.flatten(tree['selected']['params'])))
+    changed['selected'] = {**tree['selected'], 'params': best}
+  return changed
+
+
+def _aside(path: Path) -> dict[str, Any]:
+  """What a checkpoint's record says of leaves that stand beside it; nothing where it holds all."""
+  return progress(path).get('frozen') or {}
+
+
+def _without(flat: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
+  return {path: leaf for path, leaf in flat.items() if path not in set(left_out)}
+
+
+def _bytes(leaf: Any) -> bytes:
+  return np.ascontiguousarray(jax.device_get(leaf)).tobytes()
 
 
 def steps(folder: Path) -> list[int]:
@@ -73,7 +143,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def _complete(path: Path) -> bool:
-  return (path / '_CHECKPOINT_METADATA').is_file() and (path / STATE).is_dir()
+  return (path / METADATA).is_file() and (path / STATE).is_dir()
 
 
 def progress(path: Path) -> dict[str, Any]:
@@ -82,11 +152,11 @@ def progress(path: Path) -> dict[str, Any]:
   Raises:
     UserError: not a checkpoint of ours, unreadable, or of a format newer than this program.
   """
-  v1 = _orbax()
   try:
-    record = v1.checkpointables_metadata(os.fspath(path.absolute())).custom_metadata
-  except Exception as error:
-    raise UserError(f'{path} is no readable checkpoint: {_first_line(error)}') from None
+    # Orbax itself prints the whole file where it is damaged.
+    record = json.loads((path / METADATA).read_text()).get('custom_metadata')
+  except (OSError, ValueError, AttributeError) as error:
+    raise _damaged(path, error) from None
   if not isinstance(record, dict) or not isinstance(record.get('format'), int):
     raise UserError(f'{path} is a checkpoint, but not one of transferlab')
   if record['format'] > FORMAT:
@@ -95,29 +165,40 @@ def progress(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, like: Any | None = None) -> Any:
-  """The tree of one checkpoint.
+  """The tree of one checkpoint, as NumPy arrays: where they go is the reader's affair.
 
   Args:
-    like: a tree of arrays or `jax.ShapeDtypeStruct`s with the structure to restore; None: plain nested dicts and lists
-      of NumPy arrays, as saved.
+    like: a tree of arrays or `jax.ShapeDtypeStruct`s with the structure to restore; None: plain nested dicts and lists,
+      as saved.
 
   Raises:
     UserError: no such checkpoint, one that cannot be read, or one of another structure.
   """
+  aside = _aside(path)
+  if not aside:
+    return _read(path, like)
+  frozen = paths.flatten(_read(path.parent / aside['folder'], None))
+  moving = None if like is None else _map_params(like, lambda where, flat: _without(flat, aside[where]))
+  return _map_params(_read(path, moving), lambda where, flat: {**flat, **{p: frozen[p] for p in aside[where]}})
+
+
+def _read(path: Path, like: Any | None) -> Any:
   v1 = _orbax()
   try:
     if like is None:
-      record = v1.checkpointables_metadata(os.fspath(path.absolute())).metadata[STATE]
-      like = jax.tree.map(lambda leaf: _host(leaf), record)
-    return v1.load_checkpointables(os.fspath(path.absolute()), {STATE: like})[STATE]
+      like = v1.checkpointables_metadata(os.fspath(path.absolute())).metadata[STATE]
+    host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    return v1.load_checkpointables(os.fspath(path.absolute()), {STATE: host})[STATE]
   except Exception as error:
-    raise UserError(f'checkpoint {path} cannot be read: {_first_line(error)}') from None
+    raise _damaged(path, error) from None
 
 
-def _host(leaf: Any) -> Any:
-  import numpy as np
-
-  return np.zeros(leaf.shape, leaf.dtype)
+def _damaged(path: Path, error: Exception) -> UserError:
+  older = [step for step in steps(path.parent) if path.name.isdigit() and step < int(path.name)]
+  rest = f'from step {older[-1]}' if older else 'from the start'
+  what = f'{path} holds what checkpoints refer to and' if path.name.startswith(FROZEN) else f'checkpoint {path}'
+  advice = f'; delete it to go on {rest}' if path.name.isdigit() else ''
+  return UserError(f'{what} cannot be read ({_first_line(error)}){advice}')
 
 
 def _first_line(error: Exception) -> str:
@@ -137,7 +218,7 @@ def find(spec: str) -> Path:
     if found := steps(candidate):
       return candidate / str(found[-1])
   parent = next((folder for folder in path.parents if folder.is_dir()), Path('.'))
-  choices = sorted(str(folder) for folder in parent.iterdir() if folder.is_dir())
+  choices = sorted(str(folder) for folder in parent.iterdir() if folder.is_dir() and folder != path)
   near = ', '.join(nearest(spec, choices)) or 'nothing'
   what = 'holds no complete checkpoint' if path.exists() else 'does not exist'
   raise UserError(f'{spec} {what}; nearest: {near}')

@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +34,14 @@ class Schema(pydantic.BaseModel):
 
 # A field that does not determine results (cadence of logging, paths, device counts): outside a run's identity.
 OUTSIDE: dict[str, Any] = {'identity': False}
-Positive = Annotated[int, pydantic.Field(gt=0)]
-Rate = Annotated[float, pydantic.Field(ge=0)]
-NonNegative = Annotated[int, pydantic.Field(ge=0)]
+# Steps and sizes are 32-bit numbers on the device.
+LARGEST = 2**31 - 1
+Positive = Annotated[int, pydantic.Field(gt=0, le=LARGEST)]
+Rate = Annotated[float, pydantic.Field(ge=0, le=1e38)]  # float32
+NonNegative = Annotated[int, pydantic.Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, pydantic.Field(gt=0, lt=1)]
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # what a key of jax's holds
 AnySchema = TypeVar('AnySchema', bound=Schema)
 
 
@@ -56,8 +61,8 @@ def read(spec: str) -> tuple[dict[str, Any], str]:
   path, _, argument = spec.partition(':')
   file = Path(path)
   if not file.is_file():
-    folder = file.parent if file.parent.is_dir() else Path('configs')
-    choices = sorted(str(found) for found in folder.glob('*.py'))
+    folders = (file if file.is_dir() else file.parent, Path('configs'))
+    choices = next((found for found in (sorted(map(str, folder.glob('*.py'))) for folder in folders) if found), [])
     raise UserError(f'no config file {path!r}; nearest: {", ".join(nearest(path, choices)) or "none"}')
   module_spec = importlib.util.spec_from_file_location(f'transferlab_config_{file.stem}', file)
   if module_spec is None or module_spec.loader is None:
@@ -71,7 +76,7 @@ def read(spec: str) -> tuple[dict[str, Any], str]:
     config = plain(module.get_config(argument))
   except UserError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UserError(f'{path} failed with {type(error).__name__}: {error}') from error
   finally:
     sys.dont_write_bytecode = bytecode
@@ -97,7 +102,7 @@ def literal(text: str) -> Any:
   """An override's value: a Python literal where it is one (`None`, `0.1`, `[1, 2]`), else the text itself."""
   try:
     return plain(ast.literal_eval(text))
-  except (ValueError, SyntaxError):
+  except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
     return {'true': True, 'false': False}.get(text, text)
 
 
@@ -128,7 +133,7 @@ def override(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def _index(items: list[Any], name: str, where: str) -> int:
-  if not name.lstrip('-').isdigit() or not -len(items) <= int(name) < len(items):
+  if not re.fullmatch('-?[0-9]+', name) or not -len(items) <= int(name) < len(items):
     raise UserError(f'--config.{where}: {name!r} is no index into a list of {len(items)}')
   return int(name)
 
@@ -139,6 +144,7 @@ def validate(schema: type[AnySchema], values: Any, where: str = 'config') -> Any
   Raises:
     UserError: one message with a line per problem: the key, what is wrong, and the nearest valid key.
   """
+  check_plain(values, where)
   try:
     return schema.model_validate(values)
   except pydantic.ValidationError as error:
@@ -146,8 +152,28 @@ def validate(schema: type[AnySchema], values: Any, where: str = 'config') -> Any
     raise UserError('\n'.join(lines)) from None
 
 
+def check_plain(value: Any, where: str) -> None:
+  """Checks what schemas leave open (options, overrides of axes): it has to survive as JSON.
+
+  Raises:
+    UserError: NaN, infinity, or something that is neither number, string, list nor dict.
+  """
+  if isinstance(value, Mapping):
+    for key, item in value.items():
+      check_plain(item, f'{where}.{key}')
+  elif isinstance(value, (list, tuple)):
+    for number, item in enumerate(value):
+      check_plain(item, f'{where}.{number}')
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f'{where}: {value} is not a finite number')
+  elif value is not None and not isinstance(value, (str, int, float, Schema)):
+    raise UserError(f'{where}: {value!r} is a {type(value).__name__}; configs hold numbers, strings, lists and dicts')
+
+
 def _explain(schema: type[Schema], problem: Any, where: str) -> str:
-  location = [part for part in problem['loc'] if isinstance(part, int) or part.isidentifier()]
+  # Where a value may have several forms, pydantic adds the form's name, which is no key.
+  forms = ('str', 'int', 'float', 'bool')
+  location = [part for part in problem['loc'] if isinstance(part, int) or (part.isidentifier() and part not in forms)]
   key = '.'.join([where, *map(str, location)])
   kind, given = problem['type'], problem.get('input')
   if kind == 'extra_forbidden':
@@ -157,7 +183,8 @@ def _explain(schema: type[Schema], problem: Any, where: str) -> str:
   if kind == 'missing':
     return f'{key}: is missing'
   message = problem['msg'].removeprefix('Value error, ')
-  return f'{key}: {message[0].lower()}{message[1:]}, not {given!r}'[:400]
+  shown = '' if isinstance(given, Mapping) and kind == 'value_error' else f', not {given!r}'
+  return f'{key}: {message[0].lower()}{message[1:]}{shown}'[:400]
 
 
 def _schema_at(schema: type[Schema] | None, location: Sequence[Any]) -> type[Schema] | None:
@@ -211,8 +238,13 @@ def identity(config: Schema) -> dict[str, Any]:
     elif isinstance(value, dict) and value and all(isinstance(item, Schema) for item in value.values()):
       values[name] = {key: identity(item) for key, item in value.items()}
     else:
-      values[name] = json.loads(json.dumps(pydantic.TypeAdapter(Any).dump_python(value, mode='json')))
-  return values
+      values[name] = _as_json(value)
+  # Keys beside the fields: the arguments of a network's function.
+  return {**values, **{name: _as_json(value) for name, value in (config.model_extra or {}).items()}}
+
+
+def _as_json(value: Any) -> Any:
+  return json.loads(json.dumps(pydantic.TypeAdapter(Any).dump_python(value, mode='json')))
 
 
 def digest(values: Any) -> str:

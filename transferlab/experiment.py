@@ -19,14 +19,22 @@ Stop = Callable[[], bool]
 
 
 def run(
-  settings: Run, workdir: Path, *, screen: Screen | None = None, stop: Stop = lambda: False, extend: bool = False
+  settings: Run,
+  workdir: Path,
+  *,
+  screen: Screen | None = None,
+  stop: Stop = lambda: False,
+  extend: bool = False,
+  test: bool = True,
 ) -> dict[str, Any]:
   """Trains and evaluates one run in its folder, and returns what results.json holds.
 
   Args:
     workdir: the run's folder. Sources that are pretrained on the way stand in `sources/` beside it.
     stop: asked now and then whether to save and stop.
-    extend: the folder may hold the same run with shorter phases.
+    extend: the folder may hold the same run with a shorter last phase, or fewer phases.
+    test: evaluate on everything; False keeps to training and validation data, for a run that is one of several to
+      choose from.
 
   Raises:
     UserError: a mistake in the config, or a folder that belongs to another run.
@@ -37,17 +45,19 @@ def run(
   if settings.choose:
     from transferlab import study
 
-    return study.choose_run(settings, workdir, screen=screen, stop=stop)
+    return study.choose_run(settings, workdir, screen=screen, stop=stop, extend=extend)
   prepared = prepare(settings)
   with folder.locked(workdir):
-    folder.claim(workdir, config.resolved(settings), prepared.identity(), extend=extend)
-    finished = workdir / 'results.json'
-    if finished.exists() and not (extend and _longer(prepared, workdir)):
+    path = workdir / 'results.json'
+    done = folder.read_json(path) if path.exists() else None
+    longer = extend and (done is None or _longer(prepared, workdir))
+    folder.claim(workdir, config.resolved(settings), prepared.identity, extend=longer)
+    if done is not None and (done['tested'] or not test) and not longer:
       screen.say(f'{workdir} is finished')
-      return folder.read_json(finished)
+      return done
     folder.write_json(workdir / 'environment.json', folder.environment())
-    results = _baseline(prepared) if settings.baseline else _train(prepared, workdir, screen, stop)
-    folder.write_json(finished, results)
+    results = {**_train(prepared, workdir, screen, stop, test), 'tested': test}
+    folder.write_json(path, results)
   return results
 
 
@@ -59,11 +69,13 @@ def _longer(prepared: Prepared, workdir: Path) -> bool:
   return sum(stretch.steps for stretch in prepared.stretches) > progress['step']
 
 
-def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop) -> dict[str, Any]:
+def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
   from transferlab import results
   from transferlab.training.loop import Loop
 
   begun = time.monotonic()
+  if prepared.run.baseline is not None:
+    return record(prepared, results.final_baseline(prepared, test), None, seconds=time.monotonic() - begun)
   weights = source_weights(prepared, workdir.parent / 'sources', screen, stop)
   if stop():
     raise Interrupted('interrupted before training')
@@ -85,23 +97,10 @@ def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop) -> dic
     fitted = loop.run()[0]
   finally:
     saver.close()
-  measured = results.final(prepared, fitted, workdir / 'predictions')
+  measured = results.final(prepared, fitted, workdir / 'predictions', test)
   for warning in fitted.warnings:
     screen.say(f'note: {warning}')
   return record(prepared, measured, fitted, seconds=time.monotonic() - begun)
-
-
-def _baseline(prepared: Prepared) -> dict[str, Any]:
-  from transferlab import results
-
-  begun = time.monotonic()
-  measured = results.measure_baseline(prepared, list(prepared.loaded.splits))
-  return record(
-    prepared,
-    {'last': measured, 'selected': measured if 'validation' in measured else None},
-    None,
-    seconds=time.monotonic() - begun,
-  )
 
 
 def record(prepared: Prepared, measured: Mapping[str, Any], fitted: Any, *, seconds: float) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def record(prepared: Prepared, measured: Mapping[str, Any], fitted: Any, *, seco
     'trained_parameters': prepared.trained_parameters(),
     'labels': prepared.loaded.labels,
     'data': prepared.loaded.info.origin,
-    'identity': config.digest(prepared.identity()),
+    'identity': config.digest(prepared.identity),
     'seconds': round(seconds, 3),
   }
 
@@ -135,7 +134,7 @@ def source_weights(prepared: Prepared, sources: Path, screen: Screen, stop: Stop
 
 def source_folder(source: Prepared, sources: Path) -> Path:
   """Where a source's run stands: the hash of what determines it."""
-  return sources / config.digest(source.identity())
+  return sources / config.digest(source.identity)
 
 
 def finished_weights(place: Path, which: str) -> Weights:
@@ -203,10 +202,11 @@ class RunFolder:
     from transferlab import checkpoints
 
     self.place = workdir / 'checkpoints'
+    self.stretches = prepared.stretches
     self.writer = checkpoints.Writer(self.place, keep or prepared.run.checkpoint.keep)
     found = checkpoints.steps(self.place)
     self.newest = self.place / str(found[-1]) if found else None
-    self.fixed = {'preprocessing': prepared.record, 'identity': config.digest(prepared.identity())}
+    self.fixed = {'preprocessing': prepared.record, 'identity': config.digest(prepared.identity)}
     self.metrics = folder.Metrics(workdir / 'metrics.jsonl', found[-1] if found else 0)
 
   def restore(self) -> Any:
@@ -223,7 +223,9 @@ class RunFolder:
   def save(self, progress: Any, tree: Mapping[str, Any]) -> None:
     """See `Saver`. Metrics reach the disk before the checkpoint does."""
     self.metrics.flush()
-    self.writer.save(progress.step, tree, {**dataclasses.asdict(progress), **self.fixed})
+    trainable = self.stretches[progress.phase].method.trainable
+    frozen = {path: digest for path, digest in progress.digests[0].items() if path not in trainable}
+    self.writer.save(progress.step, tree, {**dataclasses.asdict(progress), **self.fixed}, frozen)
 
   def line(self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float) -> None:
     """See `Saver`."""

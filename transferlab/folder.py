@@ -65,7 +65,7 @@ def claim(folder: Path, values: Mapping[str, Any], identity: Mapping[str, Any], 
   Args:
     values: all resolved values.
     identity: those that determine the results, data contents included.
-    extend: the folder may hold the same run with shorter phases.
+    extend: the folder may hold the same run with a shorter last phase, or fewer phases.
 
   Raises:
     UserError: the folder belongs to another config, or the data changed under the run.
@@ -77,23 +77,25 @@ def claim(folder: Path, values: Mapping[str, Any], identity: Mapping[str, Any], 
       raise UserError(f'{path} is no record of a run')
     old, new = before['identity'], json.loads(json.dumps(identity))
     if extend:
-      old, new = _without_lengths(old), _without_lengths(new)
-    changed = config.differences(old.get('data'), new.get('data'), 'data')
-    if changed:
-      raise UserError(f'{folder}: the data changed since this run began:\n' + '\n'.join(changed))
+      count = len(old['config']['phases'])
+      old, new = _open_ended(old, count), _open_ended(new, count)
     if lines := config.differences(old.get('config'), new.get('config')):
       raise UserError(f'{folder} belongs to a run with other values; nothing was overwritten:\n' + '\n'.join(lines))
+    # Other values mean other data as well: only now is it the data that changed.
+    if lines := config.differences(old.get('data'), new.get('data'), 'data'):
+      raise UserError(f'{folder}: the data changed since this run began:\n' + '\n'.join(lines))
     if not extend:
       return
-  elif any(child.name != '.lock' for child in folder.iterdir()):
+  elif any(not child.name.startswith('.') for child in folder.iterdir()):
     raise UserError(f'{folder} is not empty and holds no run of transferlab; nothing was overwritten')
   write_json(path, {'config': values, 'identity': identity})
 
 
-def _without_lengths(identity: Mapping[str, Any]) -> dict[str, Any]:
-  """For --extend: the last phase may have another length, and further phases may follow."""
+def _open_ended(identity: Mapping[str, Any], count: int) -> dict[str, Any]:
+  """For --extend: the first `count` phases, the last of them without its length."""
   copied = json.loads(json.dumps(identity))
-  for phase in copied.get('config', {}).get('phases', []):
+  copied['config']['phases'] = copied['config']['phases'][:count]
+  for phase in copied['config']['phases'][-1:]:
     for key in ('steps', 'epochs', 'examples'):
       phase.pop(key, None)
   return copied

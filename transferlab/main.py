@@ -79,6 +79,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return problem.exit_status
   except BrokenPipeError:
     return 0
+  except Exception as problem:
+    if not out_of_memory(problem):
+      raise
+    what = str(problem).strip().partition('\n')[0][:300]
+    print(f'error: out of memory: smaller batches or a smaller network may fit ({what})', file=sys.stderr, flush=True)
+    return 2
+
+
+def out_of_memory(problem: Exception) -> bool:
+  """Whether the host's memory or the device's is too small, as Python, NumPy and XLA say it."""
+  return isinstance(problem, MemoryError) or (
+    type(problem).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(problem)
+  )
 
 
 def run(command: Command) -> int:

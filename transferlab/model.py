@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from transferlab import config, experiment, results
+from transferlab import config, experiment, folder, results
 from transferlab.data.sources import Data
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
@@ -89,11 +89,19 @@ def load(workdir: Any, which: str = 'selected') -> Model:
   place = Path(workdir)
   if which not in ('selected', 'last'):
     raise UserError(f"which is 'selected' or 'last', not {which!r}")
+  place = _chosen(place)
   path = checkpoints.find(str(place))
   prepared = _without_source(prepare(experiment.load_run(place)))
   record = checkpoints.progress(path)['preprocessing']
   weights = Weights(checkpoints.weights(path, which), record, str(path))
   return Model(dataclasses.replace(prepared, record=record), weights.variables)
+
+
+def _chosen(place: Path) -> Path:
+  """The candidate's folder where a run chose among several."""
+  results = place / 'results.json'
+  number = folder.read_json(results).get('candidate') if results.exists() else None
+  return place if number is None else place / 'candidates' / str(number)
 
 
 def _without_source(prepared: Prepared) -> Prepared:

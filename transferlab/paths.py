@@ -88,7 +88,7 @@ def select(patterns: str | Sequence[str], paths: Iterable[str], *, what: str, st
 def assign(
   rules: Sequence[tuple[str, Any]], paths: Iterable[str], *, what: str, stages: Iterable[str] = ()
 ) -> dict[str, Any]:
-  """`{path: value}` by the first rule that matches each path.
+  """`{path: value}` by the first rule that matches each path, in the order of `paths`.
 
   Raises:
     UserError: a rule matches nothing, or never gets its turn because earlier rules take all that it matches
@@ -114,7 +114,7 @@ def assign(
       f'{what}: no rule matches {", ".join(left[:4])}{" …" if len(left) > 4 else ""}; '
       "end the list with a default such as ('.*', …)"
     )
-  return values
+  return {path: values[path] for path in paths}
 
 
 def _matches_nothing(pattern: str, paths: list[str], what: str, stages: Iterable[str]) -> UserError:

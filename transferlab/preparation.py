@@ -5,14 +5,16 @@ Reads data; writes nothing.
 """
 
 import dataclasses
+import functools
 import math
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from transferlab import config, paths, transplant
-from transferlab.config import OUTSIDE, NonNegative, Positive, Schema
+from transferlab.config import OUTSIDE, Positive, Schema, Seed
 from transferlab.data import preprocessing
 from transferlab.data.loader import Order
 from transferlab.data.sources import Data, Loaded, load
@@ -44,7 +46,7 @@ class Source(Schema):
   phases: list[Phase] = pydantic.Field([], description='the phases of pretraining')
   objective: Terms | None = pydantic.Field(None, description='terms of pretraining; None: the usual loss of the task')
   network: NetworkSpec | None = pydantic.Field(None, description="None: the target's network, with a head of its own")
-  seed: NonNegative | None = pydantic.Field(None, description="None: the run's seed")
+  seed: Seed | None = pydantic.Field(None, description="None: the run's seed")
   weights: str | None = pydantic.Field(None, description='folder of a run, or of one checkpoint')
   which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of that run')
 
@@ -87,9 +89,7 @@ class Logging(Schema):
 class Run(Schema):
   """One run: data -> network -> transplant -> phases -> evaluation."""
 
-  seed: NonNegative = pydantic.Field(
-    0, description='draws shots, validation split, noise, initialisation, order, dropout'
-  )
+  seed: Seed = pydantic.Field(0, description='draws shots, validation split, noise, initialisation, order, dropout')
   network: NetworkSpec | None = pydantic.Field(None, description='what is trained; None only for a baseline')
   source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
   target: Target = pydantic.Field(description='what is to be learnt')
@@ -156,14 +156,18 @@ class Prepared:
     """The run's seed."""
     return self.run.seed
 
+  @functools.cached_property
   def identity(self) -> dict[str, Any]:
-    """What determines the results: values, contents of the data, format."""
-    data = {self.loaded.info.origin or self.run.target.data.name: self.loaded.digest}
+    """What determines the results: values, contents of the data, format. Where files lie is outside it."""
+    data = {self.loaded.info.file or self.run.target.data.name: self.loaded.digest}
+    for name, further in self.run.evaluation.sets.items():
+      data[f'evaluation.sets.{name}: {further.name}'] = load(further, self.seed).digest
     if self.source is not None:
-      data |= {f'source: {self.source.loaded.info.origin}': self.source.loaded.digest}
+      data |= {f'source: {name}': digest for name, digest in self.source.identity['data'].items()}
     if self.weights is not None:
       data |= {'source weights': _digest_weights(self.weights)}
-    return {'format': FORMAT, 'config': config.identity(self.run), 'data': data}
+    named = {_basename(name): digest for name, digest in data.items()}
+    return {'format': FORMAT, 'config': _without_folders(config.identity(self.run)), 'data': named}
 
   def order(self) -> Order:
     """Which training example stands where."""
@@ -187,6 +191,22 @@ class Prepared:
     """The validation metric that chooses."""
     default = 'mean_squared_error' if self.loaded.info.task == 'regression' else 'accuracy'
     return self.run.evaluation.select or default
+
+
+def _basename(name: str) -> str:
+  return name.rpartition('/')[2]
+
+
+def _without_folders(values: Any) -> Any:
+  """Values with 'npz:FOLDER/FILE' as 'npz:FILE', and weights by their last part: digests tell them apart."""
+  if isinstance(values, dict):
+    return {
+      key: _basename(value) if key == 'weights' and isinstance(value, str) else _without_folders(value)
+      for key, value in values.items()
+    }
+  if isinstance(values, list):
+    return [_without_folders(value) for value in values]
+  return f'npz:{_basename(values)}' if isinstance(values, str) and values.startswith('npz:') else values
 
 
 def source_run(run: Run) -> Run:
@@ -217,13 +237,18 @@ def prepare(run: Run) -> Prepared:
   record = loaded.preprocessing
   if run.baseline is not None:
     return Prepared(run, loaded, record)
-  source = prepare(source_run(run)) if run.source is not None and run.source.data is not None else None
+  source = (
+    _prepared_source(source_run(run).model_dump_json())
+    if run.source is not None and run.source.data is not None
+    else None
+  )
   weights = read_weights(run.source) if run.source is not None and run.source.weights is not None else None
   notes: list[str] = []
   given = source.record if source is not None else weights.preprocessing if weights is not None else None
   if given is not None and run.target.preprocessing == 'source':
     record, notes = preprocessing.reuse(given, record)
   network, stretches = _network_and_phases(run, loaded)
+  _check_sets(run, loaded)
   plan = None
   if run.source is not None and given is not None:
     shapes = source.network.shapes() if source is not None else weights.variables  # type: ignore[union-attr]
@@ -238,6 +263,12 @@ def prepare(run: Run) -> Prepared:
   return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
 
 
+@functools.lru_cache(maxsize=64)
+def _prepared_source(run: str) -> Prepared:
+  """The runs of an experiment share their sources."""
+  return prepare(Run.model_validate_json(run))
+
+
 def _network_and_phases(run: Run, loaded: Loaded) -> tuple[Any, list[Any]]:
   from transferlab.networks import network as networks
   from transferlab.training import methods
@@ -247,10 +278,26 @@ def _network_and_phases(run: Run, loaded: Loaded) -> tuple[Any, list[Any]]:
   x, label = loaded.examples.arrays['x'], loaded.examples.arrays['label']
   outputs = {task: own.outputs for task, own in info.tasks.items()} or info.outputs
   network = networks.build(run.network.name, run.network.model_extra or {}, x.shape[1:], outputs)
+  _check_size(run.network.name, network)
   lengths = [length(phase, len(loaded.splits['train']), data.batch_size, data.last_batch) for phase in run.phases]
   augment = (data.augment.shift, data.augment.flip)
   example = methods.example_of(x, label)
-  return network, methods.stretches(network, run.phases, lengths, run.objective, info, augment, example)
+  stretches = methods.stretches(network, run.phases, lengths, run.objective, info, augment, example)
+  if run.source is None and any(stretch.method.objective.needs_source for stretch in stretches):
+    raise UserError('config.objective: a term pulls towards the source (l2_sp), but config.source is missing')
+  return network, stretches
+
+
+def _check_size(name: str, network: Any) -> None:
+  """That the parameters fit the memory of the machine, through which every checkpoint goes."""
+  leaves = paths.flatten(network.shapes()['params']).values()
+  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if size > memory:
+    raise UserError(
+      f'config.network: the parameters of this {name!r} take {size / 2**30:,.0f} GiB, and the machine has '
+      f'{memory / 2**30:,.0f} GiB of memory'
+    )
 
 
 def _check_choices(run: Run, loaded: Loaded) -> None:
@@ -265,6 +312,23 @@ def _check_choices(run: Run, loaded: Loaded) -> None:
     raise UserError('config.choose needs validation data: set config.target.data.validation')
   if any(phase.early_stop for phase in run.phases):
     raise UserError('early_stop needs validation data: set config.target.data.validation')
+
+
+def _check_sets(run: Run, loaded: Loaded) -> None:
+  """That further evaluation sets fit the network, and that there are as many devices as asked for."""
+  from transferlab.training import parallel
+
+  parallel.devices(run.parallel)
+  shape, info = loaded.examples.arrays['x'].shape[1:], loaded.info
+  for name, data in run.evaluation.sets.items():
+    if name in loaded.splits:
+      raise UserError(f'config.evaluation.sets.{name}: the target has a split of that name')
+    other = load(data, run.seed)
+    if (other.info.task, other.info.outputs, other.examples.arrays['x'].shape[1:]) != (info.task, info.outputs, shape):
+      raise UserError(
+        f'config.evaluation.sets.{name}: {other.info.task} with {other.info.outputs} outputs and inputs '
+        f'{list(other.examples.arrays["x"].shape[1:])}; the target is {info.task} with {info.outputs} and {list(shape)}'
+      )
 
 
 def read_weights(source: Source) -> Weights:

@@ -79,13 +79,15 @@ def _member(outputs: Any, number: int) -> Any:
 
 def outputs_on(prepared: Prepared, variables: Any, x: np.ndarray) -> Any:
   """The network's outputs on raw inputs."""
-  batch_size = prepared.run.evaluation.batch_size
+  batch_size = min(prepared.run.evaluation.batch_size, len(x))
   return evaluate.predict(prepared.network, variables, arrays_of(prepared.record), x, batch_size, mesh_of(prepared))
 
 
-def sets(prepared: Prepared) -> dict[str, tuple[np.ndarray, Any, np.ndarray]]:
+def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, Any, np.ndarray]]:
   """Everything that is evaluated at the end, by name: the splits, and the further data sets' test splits."""
-  found = {name: split(prepared, name) for name in prepared.loaded.splits}
+  found = {name: split(prepared, name) for name in prepared.loaded.splits if test or name != 'test'}
+  if not test:
+    return found
   for name, data in prepared.run.evaluation.sets.items():
     loaded = load(data, prepared.seed)
     taken = loaded.examples.take(loaded.splits['test']).arrays
@@ -93,16 +95,17 @@ def sets(prepared: Prepared) -> dict[str, tuple[np.ndarray, Any, np.ndarray]]:
   return found
 
 
-def final(prepared: Prepared, fitted: Fitted, predictions: Path | None = None) -> dict[str, Any]:
+def final(prepared: Prepared, fitted: Fitted, predictions: Path | None = None, test: bool = True) -> dict[str, Any]:
   """The part of results.json that was measured: 'last' and 'selected', by split and metric.
 
   Args:
     predictions: folder for the predictions per example, of the selected weights (else the last); None: not written.
+    test: False leaves out all but training and validation data.
   """
   found: dict[str, Any] = {'last': {}, 'selected': None}
   names, info = prepared.run.evaluation.metrics, prepared.loaded.info
   candidates = {'last': fitted.last, **({'selected': fitted.selected} if fitted.selected is not None else {})}
-  everything = sets(prepared)
+  everything = sets(prepared, test)
   for which, variables in candidates.items():
     measured = {}
     for name, (x, label, ids) in everything.items():
@@ -133,6 +136,13 @@ def measure_baseline(prepared: Prepared, names: Sequence[str]) -> dict[str, Any]
   outputs, labels = baseline_outputs(prepared, names)
   chosen = prepared.run.evaluation.metrics
   return {name: measure(chosen, outputs[name], labels[name], prepared.loaded.info) for name in names}
+
+
+def final_baseline(prepared: Prepared, test: bool = True) -> dict[str, Any]:
+  """As `final`, for a classical method; its value is what validation selects."""
+  names = [name for name in prepared.loaded.splits if test or name != 'test']
+  measured = measure_baseline(prepared, names)
+  return {'last': measured, 'selected': measured if 'validation' in measured else None}
 
 
 def probabilities(outputs: np.ndarray, task: str) -> np.ndarray:

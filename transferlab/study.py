@@ -6,6 +6,7 @@ pretraining. A finished cell is a small record and is never repeated; a failed o
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,35 @@ def run_study(
     return write_table(study, records, workdir), records
 
 
-def choose_run(settings: Run, workdir: Path, *, screen: Screen, stop: Stop) -> dict[str, Any]:
-  """A single run with `choose`: every candidate a run with its own folder; the best on validation is reported."""
-  best: tuple[float, dict[str, Any], dict[str, Any]] | None = None
-  seconds = 0.0
-  for number, candidate in enumerate(candidates(settings)):
-    screen.say(f'candidate {number}: {_describe(candidate.chosen)}')
-    results = experiment.run(candidate.settings, workdir / 'candidates' / str(number), screen=screen, stop=stop)
-    prepared = prepare(candidate.settings)
-    score = _score(prepared, (results['selected'] or results['last'])['validation'])
-    seconds += results['seconds']
-    if best is None or score > best[0]:
-      best = score, results, {'chosen': candidate.chosen, 'candidate': number}
-  assert best is not None
-  chosen = {**best[1], **best[2], 'grid': settings.choose, 'seconds': seconds}
-  folder.write_json(workdir / 'results.json', chosen)
-  return chosen
+def choose_run(
+  settings: Run, workdir: Path, *, screen: Screen, stop: Stop = lambda: False, extend: bool = False
+) -> dict[str, Any]:
+  """A single run with `choose`: every candidate is a run with its own folder; validation data choose one, and only
+  that one is tested.
+  """
+  options = list(candidates(settings))
+  prepared = prepare(options[0].settings)
+  with folder.locked(workdir):
+    identity = {**prepared.identity, 'config': config.identity(settings)}
+    folder.claim(workdir, config.resolved(settings), identity, extend=extend)
+    if (workdir / 'results.json').exists() and not extend:
+      screen.say(f'{workdir} is finished')
+      return folder.read_json(workdir / 'results.json')
+    folder.write_json(workdir / 'environment.json', folder.environment())
+    scores, seconds = [], 0.0
+    for number, option in enumerate(options):
+      screen.say(f'candidate {number}: {_describe(option.chosen)}')
+      place = workdir / 'candidates' / str(number)
+      results = experiment.run(option.settings, place, screen=screen, stop=stop, extend=extend, test=False)
+      scores.append(_score(prepared, (results['selected'] or results['last'])['validation']))
+      seconds += results['seconds']
+    best = scores.index(max(scores))
+    place = workdir / 'candidates' / str(best)
+    results = experiment.run(options[best].settings, place, screen=screen, stop=stop)
+    chosen = {'chosen': options[best].chosen, 'candidate': best, 'grid': settings.choose, 'scores': scores}
+    results = {**results, **chosen, 'seconds': round(seconds, 3)}
+    folder.write_json(workdir / 'results.json', results)
+    return results
 
 
 def _place(workdir: Path, cell: Cell) -> Path:
@@ -102,17 +116,28 @@ def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: S
   trained = [c for c in everything if c.prepared is not None and c.prepared.network is not None]
   screen.expect(sum(_steps(c) for c in trained))
   sources.pretrain([c.prepared.source for c in trained if c.prepared and c.prepared.source is not None])
-  waiting = {id(candidate): cell for cell in cells for candidate in cell.candidates}
-  for group in _groups(everything, population):
-    screen.doing(_name(waiting[id(group[0])], len(group)))
-    _train_group(group, sources, screen, stop)
-    for number in dict.fromkeys(id(waiting[id(c)]) for c in group):
-      found = next(own for own in alive if id(own) == number)
-      if all(c.score is not None or c.failure for c in found.candidates):
-        _record(found, workdir)
+  names = {id(candidate): _name(cell) for cell in alive for candidate in cell.candidates}
+  groups = list(_groups(everything, population))
+  open_cells = dict.fromkeys(range(len(alive)))
+  for _ in _side_by_side(lambda group: _train_group(group, names[id(group[0])], sources, screen, stop), groups):
+    for number in list(open_cells):
+      if all(c.score is not None or c.failure for c in alive[number].candidates):
+        _record(alive[number], workdir)
+        del open_cells[number]
   for cell in cells:
     if cell.failure is not None:
       _record(cell, workdir)
+
+
+def _side_by_side(work: Callable[[Any], None], items: Sequence[Any]) -> Iterator[None]:
+  """Does the work for all items; on a CPU two at a time, so that one compiles while the other trains."""
+  import jax
+
+  pool = ThreadPoolExecutor(2 if jax.default_backend() == 'cpu' else 1)
+  try:
+    yield from pool.map(work, items)
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _steps(candidate: Candidate) -> int:
@@ -120,8 +145,8 @@ def _steps(candidate: Candidate) -> int:
   return sum(stretch.steps for stretch in candidate.prepared.stretches)
 
 
-def _name(cell: Cell, count: int) -> str:
-  return ' '.join(str(value) for name, value in cell.where.items() if name != 'seed') + f' ({count} runs)'
+def _name(cell: Cell) -> str:
+  return ' / '.join(str(value) for name, value in cell.where.items() if name != 'seed')
 
 
 def _groups(candidates: Sequence[Candidate], population: bool) -> Iterator[list[Candidate]]:
@@ -156,7 +181,8 @@ def _structure(prepared: Prepared | None) -> Any:
   )
 
 
-def _train_group(group: Sequence[Candidate], sources: '_Sources', screen: Screen, stop: Stop) -> None:
+def _train_group(group: Sequence[Candidate], name: str, sources: '_Sources', screen: Screen, stop: Stop) -> None:
+  screen.doing(f'{name} ({len(group)} runs)' if len(group) > 1 else name)
   begun = time.monotonic()
   try:
     runs = [candidate.prepared for candidate in group if candidate.prepared is not None]
@@ -198,26 +224,23 @@ class _Sources:
 
   def __init__(self, place: Path, population: bool, screen: Screen, stop: Stop):
     self.place, self.population, self.screen, self.stop = place, population, screen, stop
-    self.found: dict[str, Weights] = {}
+    self.found: dict[tuple[str, str], Weights] = {}
 
   def pretrain(self, sources: Sequence[Prepared]) -> None:
     """Pretrains what is not there yet."""
-    unique = {config.digest(source.identity()): source for source in sources}
+    unique = {config.digest(source.identity): source for source in sources}
     missing = [
       Candidate(source.run, {}, source)
       for source in unique.values()
       if not (experiment.source_folder(source, self.place) / 'results.json').exists()
     ]
     self.screen.expect(sum(_steps(candidate) for candidate in missing))
-    for group in _groups(missing, self.population):
-      self.screen.doing(f'sources ({len(group)} runs)')
-      for candidate in group:
-        if candidate.prepared is not None and candidate.prepared.source is not None:
-          self.pretrain([candidate.prepared.source])
-      _train_group(group, self, self.screen, self.stop)
-      for candidate in group:
-        if candidate.failure is None:
-          self._keep(candidate)
+    groups = list(_groups(missing, self.population))
+    for _ in _side_by_side(lambda group: _train_group(group, 'sources', self, self.screen, self.stop), groups):
+      pass
+    for candidate in missing:
+      if candidate.failure is None:
+        self._keep(candidate)
 
   def _keep(self, candidate: Candidate) -> None:
     """Writes a pretrained source as a finished run, in the form that single runs have."""
@@ -227,29 +250,31 @@ class _Sources:
     assert prepared is not None
     place = experiment.source_folder(prepared, self.place)
     with folder.locked(place):
-      folder.claim(place, config.resolved(prepared.run), prepared.identity())
+      folder.claim(place, config.resolved(prepared.run), prepared.identity)
       saver = experiment.RunFolder(prepared, place)
       saver.save(fitted.progress, fitted.tree)
       saver.close()
       measured = results.final(prepared, fitted)
       folder.write_json(place / 'environment.json', folder.environment())
       folder.write_json(
-        place / 'results.json', experiment.record(prepared, measured, fitted, seconds=candidate.seconds)
+        place / 'results.json',
+        {**experiment.record(prepared, measured, fitted, seconds=candidate.seconds), 'tested': True},
       )
-    self.found[config.digest(prepared.identity())] = Weights(
-      fitted.selected or fitted.last, prepared.record, str(place)
-    )
+    key = config.digest(prepared.identity)
+    self.found[key, 'last'] = Weights(fitted.last, prepared.record, str(place))
+    self.found[key, 'selected'] = Weights(fitted.selected or fitted.last, prepared.record, str(place))
 
   def of(self, run: Prepared) -> Weights | None:
     """The weights that a run starts from. Raises `UserError` where their pretraining failed."""
     if run.weights is not None or run.source is None:
       return run.weights
-    key, place = config.digest(run.source.identity()), experiment.source_folder(run.source, self.place)
+    assert run.run.source is not None
+    place, which = experiment.source_folder(run.source, self.place), run.run.source.which
+    key = place.name, which
     if key not in self.found:
       if not (place / 'results.json').exists():
         raise UserError('the source could not be pretrained')
-      assert run.run.source is not None
-      self.found[key] = experiment.finished_weights(place, run.run.source.which)
+      self.found[key] = experiment.finished_weights(place, which)
     return self.found[key]
 
 
@@ -316,8 +341,7 @@ def _measure(candidate: Candidate) -> dict[str, Any]:
 
   assert candidate.prepared is not None
   if candidate.prepared.network is None:
-    measured = results.measure_baseline(candidate.prepared, list(candidate.prepared.loaded.splits))
-    return {'last': measured, 'selected': measured if 'validation' in measured else None}
+    return results.final_baseline(candidate.prepared)
   return results.final(candidate.prepared, candidate.fitted)
 
 

@@ -138,7 +138,10 @@ def _measurement(summary: Summary) -> str:
 
 def _cost(summary: Summary) -> str:
   failed = f', of which {summary.failed} failed' if summary.failed else ''
-  return f'{_count(summary.runs, "run")}{failed}; {_duration(summary.seconds)} in all.'
+  return (
+    f'{_count(summary.runs, "run")}{failed}; {_duration(summary.seconds)} in all. Seconds are of training with its '
+    'grid, compilation included, shared equally among runs that trained together (on a CPU two groups at a time).'
+  )
 
 
 def _grid(summary: Summary) -> tuple[list[str], list[list[list[str]]]]:

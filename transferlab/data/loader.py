@@ -60,7 +60,7 @@ class Order:
 
   def epoch(self, epoch: int) -> np.ndarray:
     """[count] example numbers in the order of one epoch."""
-    return _epoch(self.count, epoch, self.seed, None if self.labels is None else self.labels.tobytes())
+    return _epoch(self.count, epoch, self.seed, None if self.labels is None else self.labels.astype(np.int32).tobytes())
 
   def batches(self, start: int, count: int) -> dict[str, np.ndarray]:
     """Steps `start` … `start + count − 1` as rows into the training examples.

@@ -16,7 +16,7 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
-from transferlab.config import OUTSIDE, Fraction, NonNegative, Positive, Schema
+from transferlab.config import OUTSIDE, Fraction, NonNegative, Positive, Schema, Seed
 from transferlab.data import image, preprocessing, splits
 from transferlab.data.examples import Examples, Info, digest, from_arrays
 from transferlab.data.npz import read_npz
@@ -61,7 +61,7 @@ class Data(Schema):
   )
   shots: Positive | None = Field(default=None, description='Train on this many examples of each class.')
   fraction: Share | None = Field(default=None, description='Train on this fraction of what would be trained on.')
-  noise: Annotated[float, Field(ge=0)] = Field(
+  noise: Annotated[float, Field(ge=0, le=1000)] = Field(
     default=0.0,
     description='Standard deviation of Gaussian noise: in input ranges, clipped to the range, for images; '
     "in each column's standard deviations for tables.",
@@ -69,16 +69,14 @@ class Data(Schema):
   rotation: Annotated[float, Field(ge=0, le=180)] = Field(
     default=0.0, description='Images: turn each by an angle drawn from ± this many degrees.'
   )
-  contrast: Annotated[float, Field(gt=0)] = Field(
+  contrast: Annotated[float, Field(gt=0, le=1000)] = Field(
     default=1.0, description="Images: factor around the image's own mean."
   )
-  split_seed: NonNegative = Field(default=0, description='Fixes halves and test split: the same for every run.')
-  corruption_seed: NonNegative | None = Field(
+  split_seed: Seed = Field(default=0, description='Fixes halves and test split: the same for every run.')
+  corruption_seed: Seed | None = Field(
     default=None, description="Draws noise and rotation, fixed per example. None: the run's seed."
   )
-  seed: NonNegative | None = Field(
-    default=None, description="Draws validation and training examples. None: the run's seed."
-  )
+  seed: Seed | None = Field(default=None, description="Draws validation and training examples. None: the run's seed.")
   standardize: bool | None = Field(
     default=None,
     description='Mean 0 and deviation 1 per column or channel, by the training split. None: tables only.',
@@ -87,7 +85,7 @@ class Data(Schema):
   sampling: Literal['uniform', 'balanced'] = Field(
     default='uniform', description='balanced: every class equally often, however many examples it has.'
   )
-  batch_size: Positive = Field(default=64, description='Examples in a global batch.')
+  batch_size: Annotated[int, Field(gt=0, le=2**20)] = Field(default=64, description='Examples in a global batch.')
   last_batch: Literal['carry', 'pad'] = Field(
     default='carry', description='A last batch that is not full: fill it from the next epoch, or pad and mask.'
   )

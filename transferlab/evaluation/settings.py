@@ -1,9 +1,14 @@
 """What a config may say of evaluation. Imports nothing heavy, so that a mistake is answered at once."""
 
+from typing import Annotated
+
 import pydantic
 
 from transferlab.config import OUTSIDE, Positive, Schema
 from transferlab.data.sources import Data
+
+# It names a file of predictions.
+SetName = Annotated[str, pydantic.Field(pattern=r'^[\w.-]*\w$')]
 
 
 class Evaluation(Schema):
@@ -15,4 +20,4 @@ class Evaluation(Schema):
   select: str | None = pydantic.Field(
     None, description='validation metric that chooses step, value and early stop; None: accuracy (mean_squared_error)'
   )
-  sets: dict[str, Data] = pydantic.Field({}, description='further data sets to evaluate at the end, by name')
+  sets: dict[SetName, Data] = pydantic.Field({}, description='further data sets to evaluate at the end, by name')

@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from transferlab.config import Positive
+from transferlab.config import Positive, Share
 from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.mlp import Dense
@@ -31,7 +31,7 @@ def convnet(
   blocks: Positive = 2,
   features: Positive = 128,
   batch_norm: bool = False,
-  dropout: float = 0.0,
+  dropout: Share = 0.0,
 ) -> Network:
   """Convolution blocks that double their width and halve the image, then a dense layer and the head.
 
@@ -48,7 +48,7 @@ def convnet(
   if len(input_shape) != 3:
     raise UserError(f"network 'convnet' takes images [height, width, channels], not inputs {list(input_shape)}")
   height, columns, channels = input_shape
-  if min(height, columns) < 2**blocks:
+  if blocks >= min(height, columns).bit_length():
     raise UserError(
       f"network 'convnet': {blocks} blocks halve a {height}×{columns} image to nothing; "
       f'at most {min(height, columns).bit_length() - 1} fit'

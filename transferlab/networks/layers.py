@@ -17,6 +17,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
+from transferlab.errors import UserError
+
 
 @dataclasses.dataclass
 class Scope:
@@ -121,8 +123,10 @@ class BatchNorm(nnx.Module):
       self.var[...] = momentum * self.var[...] + (1 - momentum) * var
     else:
       mean, var = self.mean[...], self.var[...]
-    factor = self.scale[...] * lax.rsqrt(var + self.epsilon)
-    return (x - mean) * factor + self.bias[...]
+    factor = lax.rsqrt(var + self.epsilon)
+    factor = factor if self.scale is None else self.scale[...] * factor
+    normalised = (x - mean) * factor
+    return normalised if self.bias is None else normalised + self.bias[...]
 
 
 def batch_moments(
@@ -227,11 +231,21 @@ def head(features: int, outputs: int | dict[str, int], rngs: nnx.Rngs) -> nnx.Mo
 
 
 def owned(module: object) -> object:
-  """The module with every `nnx.Dropout` and `nnx.BatchNorm` in it replaced by ours of the same settings."""
+  """The module with every `nnx.Dropout` and `nnx.BatchNorm` in it replaced by ours of the same settings and variables.
+
+  Raises:
+    UserError: a setting that ours do not have.
+  """
   if isinstance(module, nnx.Dropout):
+    if module.broadcast_dims:
+      raise UserError(f'nnx.Dropout with broadcast_dims={module.broadcast_dims} is not supported; write a layer')
     return Dropout(module.rate)
   if isinstance(module, nnx.BatchNorm):
-    return BatchNorm(module.num_features, momentum=module.momentum, epsilon=module.epsilon)
+    if module.axis != -1:
+      raise UserError(f'nnx.BatchNorm with axis={module.axis} is not supported; features stand on the last axis')
+    ours = BatchNorm(module.num_features, momentum=module.momentum, epsilon=module.epsilon)
+    ours.scale, ours.bias, ours.mean, ours.var = module.scale, module.bias, module.mean, module.var
+    return ours
   if isinstance(module, nnx.List):
     for index, item in enumerate(module):
       module[index] = owned(item)

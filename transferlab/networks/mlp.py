@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from transferlab.config import Positive
+from transferlab.config import Positive, Share
 from transferlab.networks import layers
 from transferlab.networks.network import Network, flat_features, network
 
@@ -24,7 +24,7 @@ def mlp(
   outputs: int | dict[str, int],
   *,
   hidden: list[Positive] = [128],  # noqa: B006 (never changed)
-  dropout: float = 0.0,
+  dropout: Share = 0.0,
 ) -> Network:
   """A multilayer perceptron with one stage per hidden layer.
 

@@ -1,12 +1,13 @@
 """The CIFAR ResNet family (He et al. 2016, section 4.2): stem, block1, …, block3n, pool, head."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
+import pydantic
 from flax import nnx
 from jaxtyping import Array, Float
 
-from transferlab.config import Positive
+from transferlab.config import Positive, Share
 from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.network import Network, network
@@ -40,8 +41,8 @@ class BasicBlock(nnx.Module):
     self.conv2 = layers.Conv(outputs, outputs, padding=1, use_bias=False, rngs=rngs, kernel_init=KAIMING)
     self.norm2 = layers.BatchNorm(outputs)
     self.strides, self.missing = strides, outputs - inputs
-    self.project, self.project_norm = None, None
-    if shortcut == 'B' and (strides > 1 or self.missing):
+    self.projects = shortcut == 'B' and (strides > 1 or self.missing > 0)
+    if self.projects:
       self.project = layers.Conv(
         inputs, outputs, 1, strides=strides, padding=0, use_bias=False, rngs=rngs, kernel_init=KAIMING
       )
@@ -53,7 +54,7 @@ class BasicBlock(nnx.Module):
     return nnx.relu(y + self._shortcut(x))
 
   def _shortcut(self, x: Array) -> Array:
-    if self.project is not None and self.project_norm is not None:
+    if self.projects:
       return self.project_norm(self.project(x))
     before = self.missing // 2
     return jnp.pad(x[:, :: self.strides, :: self.strides], [(0, 0)] * 3 + [(before, self.missing - before)])
@@ -73,10 +74,10 @@ def resnet(
   input_shape: tuple[int, ...],
   outputs: int | dict[str, int],
   *,
-  depth: Positive = 20,
+  depth: Annotated[int, pydantic.Field(ge=8, le=1202)] = 20,
   width: Positive = 16,
   shortcut: Literal['A', 'B'] = 'A',
-  dropout: float = 0.0,
+  dropout: Share = 0.0,
 ) -> Network:
   """A CIFAR ResNet of `depth` = 6n + 2 layers; each of its 3n blocks is a stage.
 
@@ -89,8 +90,8 @@ def resnet(
   Raises:
     UserError: a depth that is not 6n + 2, or inputs that are no images.
   """
-  if (depth - 2) % 6 or depth < 8:
-    near = max(8, 6 * round((depth - 2) / 6) + 2)
+  if (depth - 2) % 6:
+    near = 6 * round((depth - 2) / 6) + 2
     raise UserError(f"network 'resnet': depth is 6n + 2 (8, 14, 20, 32, 44, 56, 110, …), not {depth}; nearest: {near}")
   if len(input_shape) != 3:
     raise UserError(f"network 'resnet' takes images [height, width, channels], not inputs {list(input_shape)}")

@@ -36,6 +36,8 @@ def cross_entropy(
     UserError: as many class weights as classes are needed.
   """
   classes = logits.shape[-1]
+  if labels.ndim < logits.ndim and smoothing is None and class_weights is None:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   targets = labels if labels.ndim == logits.ndim else jnp.eye(classes, dtype=logits.dtype)[labels]
   smooth = targets if smoothing is None else optax.smooth_labels(targets, smoothing)
   values = optax.safe_softmax_cross_entropy(logits, smooth)
@@ -63,7 +65,7 @@ def hinge(logits: Float[Array, 'batch *classes'], labels: Int[Array, 'batch']) -
   """
   if logits.ndim == 1 or logits.shape[-1] == 1:
     return optax.hinge_loss(logits.reshape(-1), 2.0 * labels.reshape(-1) - 1.0)
-  return optax.multiclass_hinge_loss(logits, labels)
+  return optax.losses.multiclass_hinge_loss(logits, labels)
 
 
 def deep_supervision(*, stage: str) -> Term:

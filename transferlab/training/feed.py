@@ -4,7 +4,6 @@ The three have one interface and give the same batches. `place` puts a tree wher
 takes it back, `train` runs steps.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,9 +17,6 @@ from transferlab.data.loader import Order
 from transferlab.training import parallel
 from transferlab.training.step import Method
 
-# A chunk of batches takes at most this much memory.
-CHUNK_BYTES = 256 * 2**20
-
 
 class Feed(Protocol):
   """What the loop wants of a way to train."""
@@ -32,20 +28,17 @@ class Feed(Protocol):
     """The inverse of `place`."""
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
-    """Runs steps `step` … `step + count − 1`; metrics come as [count or more] arrays."""
+    """Runs steps `step` … `step + count − 1`; metrics come as [count] arrays."""
 
 
 class Held:
-  """Data on the device, many steps a call; serves populations too."""
+  """Data on the device, at most `room` steps a call; serves populations too."""
 
   def __init__(self, arrays: Sequence[dict[str, Any]], orders: Sequence[Order], mesh: Mesh | None, room: int):
-    self.population, self.orders, self.mesh = len(arrays) > 1, orders, mesh
-    batch_bytes = sum(leaf[0].nbytes for leaf in jax.tree.leaves(list(arrays))) * orders[0].rows
-    self.room = max(1, min(room, CHUNK_BYTES // max(batch_bytes, 1)))
+    self.population, self.orders, self.mesh, self.room = len(arrays) > 1, orders, mesh, room
     held = _padded(arrays) if self.population else arrays[0]
     self.arrays = parallel.place(held, mesh)
     self.ahead: tuple[int, Any] | None = None
-    self.gather = jax.jit(jax.vmap(loader.gather) if self.population else loader.gather)
 
   def place(self, tree: Any) -> Any:
     return parallel.place(tree, self.mesh)
@@ -60,17 +53,14 @@ class Held:
     return parallel.place(picks[0], self.mesh, batch_axis=1)
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
+    assert count <= self.room
     train = parallel.chunk(method, self.mesh, self.population)
-    pieces = []
-    for start in range(step, step + count, self.room):
-      now = min(self.room, step + count - start)
-      picks = self.ahead[1] if self.ahead and self.ahead[0] == start else self._picks(start)
-      state, metrics = train(state, constants, self.gather(self.arrays, picks), np.int32(now))
-      # While the device works, the host prepares what comes next.
-      self.ahead = (start + now, self._picks(start + now))
-      axis = 1 if self.population else 0
-      pieces.append(jax.tree.map(lambda leaf, n=now, a=axis: np.take(leaf, np.arange(n), a), jax.device_get(metrics)))
-    return state, _joined(pieces, axis)
+    picks = self.ahead[1] if self.ahead and self.ahead[0] == step else self._picks(step)
+    state, metrics = train(state, constants, self.arrays, picks, np.int32(count))
+    # While the device works, the host prepares what comes next.
+    self.ahead = (step + count, self._picks(step + count))
+    taken = np.s_[:, :count] if self.population else np.s_[:count]
+    return state, {name: values[taken] for name, values in jax.device_get(metrics).items()}
 
 
 class Streamed:
@@ -104,10 +94,12 @@ class Mapped:
 
   def __init__(self, arrays: dict[str, Any], order: Order, chosen: Sequence[jax.Device]):
     self.arrays, self.order, self.chosen = arrays, order, tuple(chosen)
+    # Copies that stood elsewhere would travel to their devices anew in every step.
+    self.mesh = Mesh(np.array(chosen), (parallel.AXIS,))
 
   def place(self, tree: Any) -> Any:
-    copies = len(self.chosen)
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), tree)
+    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(self.chosen), *leaf.shape)), tree)
+    return parallel.place(copies, self.mesh, batch_axis=0)
 
   def single(self, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
@@ -128,11 +120,3 @@ def _padded(arrays: Sequence[dict[str, Any]]) -> Any:
   longest = max(len(member['id']) for member in arrays)
   fill = lambda leaf: np.pad(leaf, [(0, longest - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
   return jax.tree.map(lambda *leaves: np.stack([fill(leaf) for leaf in leaves]), *arrays)
-
-
-def _joined(pieces: Sequence[Any], axis: int) -> Any:
-  return jax.tree.map(functools.partial(_concatenate, axis), *pieces)
-
-
-def _concatenate(axis: int, *leaves: np.ndarray) -> np.ndarray:
-  return np.concatenate(leaves, axis)

@@ -5,16 +5,18 @@ a leading axis of members. Evaluation and saving come as arguments; files and sc
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transferlab.errors import Diverged, Interrupted
-from transferlab.training import adapt, partition
+from transferlab.training import adapt, parallel, partition
 from transferlab.training.feed import Feed
 from transferlab.training.methods import Stretch
 from transferlab.training.state import (
@@ -31,7 +33,7 @@ from transferlab.training.state import (
   network_only,
   stack,
 )
-from transferlab.training.step import begin, with_terms
+from transferlab.training.step import with_terms
 
 
 class Loop:
@@ -93,17 +95,17 @@ class Loop:
       return variables, None, None
     self.progress, load = found
     stretch = self.members[0].stretches[self.progress.phase]
-    like = self._tree(jax.eval_shape(self._begin(stretch), variables), variables)
+    like = self._tree(jax.eval_shape(functools.partial(self._begin, stretch), variables), variables)
     if any(self.progress.best):
       like['selected'] = network_only(variables)
-    tree = load(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like))
+    tree = jax.tree.map(jnp.array, load(like))
     self.selected = tree.pop('selected', None)
     self.progress.reschedule(self.lengths)
     variables = {name: tree[name] for name in ('params', 'stats', 'term_stats')}
     if self.progress.ended:
       return variables, None, tree['optimizer']
-    state = {**tree, 'trainable': partition.split(tree.pop('params'), stretch.method.trainable)[0]}
-    return variables, state, None
+    trainable = partition.split(tree.pop('params'), stretch.method.trainable)[0]
+    return variables, {**tree, 'trainable': trainable}, None
 
   # ----------------------------------------------------------------------------------------------- one phase
   def _phase(self, index: int, stretch: Stretch, variables: Variables, state: Any, slots: Any) -> tuple[Variables, Any]:
@@ -111,7 +113,7 @@ class Loop:
       self.progress.phase, self.progress.ended, self.progress.stalled = index, False, None
       variables = self._adapted(stretch, variables)
       self.progress.digests = [partition.digests(tree['params']) for tree in self._each(variables)]
-      state = jax.jit(self._begin(stretch))(variables)
+      state = self._begin(stretch, variables)
       if stretch.phase.keep_optimizer and slots is not None:
         state['optimizer'] = kept(slots, state['optimizer'], stretch.name)
     frozen = partition.split(variables['params'], stretch.method.trainable)[1]
@@ -225,10 +227,8 @@ class Loop:
         self.progress.warnings += [f'phase {stretch.name!r}: {line}' for line in found]
 
   # --------------------------------------------------------------------------------------------------- trees
-  def _begin(self, stretch: Stretch) -> Callable[[Variables], Any]:
-    step = self.progress.step
-    one = lambda tree: begin(stretch.method, tree['params'], tree['stats'], tree['term_stats'], step)
-    return jax.vmap(one) if self.population else one
+  def _begin(self, stretch: Stretch, variables: Variables) -> Any:
+    return parallel.beginning(stretch.method, self.population)(variables, np.int32(self.progress.step))
 
   def _constants(self, index: int, frozen: Any) -> Any:
     start = self.progress.start(index)

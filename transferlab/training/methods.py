@@ -99,6 +99,8 @@ def stretches(
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.
   """
+  if sum(lengths) > config.LARGEST:
+    raise UserError(f'{where}.phases: {sum(lengths):,} steps in all; at most {config.LARGEST:,} can be counted')
   specs = []
   for number, phase in enumerate(run_phases):
     given = default_objective if phase.objective is None else phase.objective

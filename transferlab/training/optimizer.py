@@ -31,6 +31,8 @@ _OTHER_FORMS = {
   'optimistic_gradient_descent',
   'optimistic_adam',
   'optimistic_adam_v2',
+  'fromage',
+  'rprop',
 }
 
 
@@ -52,13 +54,15 @@ class Optimizer:
   """The static half of a phase's optimizer; `Rates` is the half that is arrays.
 
   Attributes:
-    core: optax transformation at learning rate 1, clipping in front.
+    core: optax transformation at learning rate 1.
+    clip: largest global norm of the gradient, before any weight decay is added to it.
     decay: for each weight-decay rule the trainable paths it holds for.
     coupled: weight decay is added to the gradient, rather than to the update.
     schedule: how the rates move.
   """
 
   core: optax.GradientTransformation
+  clip: float | None
   decay: tuple[frozenset[str], ...]
   coupled: bool
   schedule: Schedule
@@ -85,29 +89,26 @@ def build(
   own_decay = 'weight_decay' in parameters
   try:
     core = function(learning_rate=1.0, **options, **({'weight_decay': 0.0} if own_decay else {}))
-    jax.eval_shape(core.init, jnp.zeros(2))
+    jax.eval_shape(lambda leaf: core.update(leaf, core.init(leaf), leaf), jnp.zeros(2))
   except (TypeError, ValueError, AttributeError) as error:
     raise UserError(f'{where}.optimizer_options: optax.{name} refuses {options}: {error}') from None
-  if phase.clip is not None:
-    core = optax.chain(optax.clip_by_global_norm(phase.clip), core)
-  rules = decay_rules(phase.weight_decay)
-  owners = (
-    paths.assign(
-      [(p, i) for i, (p, _) in enumerate(rules)] + [('.*', -1)],
-      _network(leaves),
-      stages=stages,
-      what=f'{where}.weight_decay',
-    )
-    if rules
-    else {}
-  )
-  decay = tuple(frozenset(path for path in trainable if owners.get(path) == i) for i in range(len(rules)))
+  decay = _decay_paths(phase, trainable, leaves, stages, f'{where}.weight_decay')
   coupled = phase.weight_decay_form == 'coupled' or (phase.weight_decay_form == 'auto' and not own_decay)
-  return Optimizer(core, decay, coupled, phase.schedule)
+  return Optimizer(core, phase.clip, decay, coupled, phase.schedule)
 
 
-def _network(leaves: Sequence[str]) -> list[str]:
-  return [path for path in leaves if not path.startswith(paths.TERMS)]
+def _decay_paths(
+  phase: Phase, trainable: Sequence[str], leaves: Sequence[str], stages: Sequence[str], where: str
+) -> tuple[frozenset[str], ...]:
+  """For each weight-decay rule the trainable paths it holds for; leaves of terms need no rule."""
+  patterns = [pattern for pattern, _ in decay_rules(phase.weight_decay)]
+  if not patterns:
+    return ()
+  rules = [(pattern, number) for number, pattern in enumerate(patterns)]
+  known = [p for p in leaves if not p.startswith(paths.TERMS) or any(paths.matches(q, p) for q in patterns)]
+  undecayed = [] if patterns[-1] == '.*' else [('.*', -1)]
+  owners = paths.assign(rules + undecayed, known, what=where, stages=stages)
+  return tuple(frozenset(path for path in trainable if owners.get(path) == i) for i in range(len(rules)))
 
 
 def decay_rules(weight_decay: float | RateRules) -> list[tuple[str, float]]:
@@ -140,6 +141,8 @@ def update(
     hyper: `hyperparameters`.
     step: global step, before this update.
   """
+  if optimizer.clip is not None:
+    gradients, _ = optax.clip_by_global_norm(optimizer.clip).update(gradients, optax.EmptyState())
   if optimizer.coupled:
     gradients = _decayed(optimizer, gradients, trainable, hyper)
   updates, state = optimizer.core.update(gradients, state, trainable)
@@ -174,7 +177,8 @@ def schedule_factor(
   elif schedule.name == 'linear':
     shape = 1 - (1 - final) * after
   elif schedule.name == 'step':
-    passed = sum((progress >= jnp.float32(at)).astype(jnp.float32) for at in schedule.at)
+    # Division in float32 may fall just short of the share at which a step is due.
+    passed = sum((progress >= jnp.float32(at - 1e-6)).astype(jnp.float32) for at in schedule.at)
     shape = jnp.power(schedule.factor, jnp.float32(passed))
   elif schedule.name == 'one_cycle':
     shape = _one_cycle(after)

@@ -14,12 +14,13 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transferlab.data.loader import gather
 from transferlab.errors import UserError
 from transferlab.training.settings import Parallel
-from transferlab.training.step import Batch, Constants, Method, State, train_step
+from transferlab.training.step import Batch, Constants, Method, State, begin, train_step
 
 AXIS = 'data'
-Train = Callable[[State, Constants, Batch, Any], tuple[State, dict[str, jax.Array]]]
+Train = Callable[[State, Constants, Batch, Batch, Any], tuple[State, dict[str, jax.Array]]]
 
 
 def devices(parallel: Parallel) -> list[jax.Device]:
@@ -46,30 +47,40 @@ def place(tree: Any, mesh: Mesh | None, batch_axis: int | None = None) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def chunk(method: Method, mesh: Mesh | None, population: bool) -> Train:
-  """Many steps in one call: `train(state, constants, batches, count)`.
+def beginning(method: Method, population: bool) -> Callable[[Any, Any], State]:
+  """The transition into a phase, `begin(variables, step) -> state`, compiled."""
+  one = lambda tree, step: begin(method, tree['params'], tree['stats'], tree['term_stats'], step)
+  return jax.jit(jax.vmap(one, in_axes=(0, None)) if population else one)
 
-  Takes the first `count` of the stacked batches [steps, batch, …] one after the other and returns the state and the
-  metrics [steps]. `count` is an argument, so chunks of every length share one compilation. In a population every
-  argument but `count` has a leading axis of members. The state is donated.
+
+@functools.lru_cache(maxsize=64)
+def chunk(method: Method, mesh: Mesh | None, population: bool) -> Train:
+  """Many steps in one call: `train(state, constants, arrays, picks, count)`.
+
+  The batches are gathered from the arrays that are held, one step after the other, for the first `count` of the picks
+  [steps, batch] (`Order.batches`). Returns the state and the metrics [steps]. `count` is an argument, so chunks of
+  every length share one compilation. In a population every argument but `count` has a leading axis of members. The
+  state is donated.
   """
 
-  def train(state: State, constants: Constants, batches: Batch, count: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    step = functools.partial(train_step, method)
-    first = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes = jax.eval_shape(step, state, constants, first)[1]
-    room = jax.tree.leaves(batches)[0].shape[0]
+  def train(
+    state: State, constants: Constants, arrays: Batch, picks: Batch, count: jax.Array
+  ) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, index: jax.Array | int) -> tuple[State, dict[str, jax.Array]]:
+      pick = {name: lax.dynamic_index_in_dim(leaf, index, keepdims=False) for name, leaf in picks.items()}
+      return train_step(method, state, constants, gather(arrays, pick))
+
+    room = picks['row'].shape[0]
+    shapes = jax.eval_shape(step, state, 0)[1]
     metrics = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), shapes)
 
     def body(index: jax.Array, carry: tuple) -> tuple:
-      state, metrics = carry
-      batch = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
-      state, measured = step(state, constants, batch)
-      return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), metrics, measured)
+      state, measured = step(carry[0], index)
+      return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), carry[1], measured)
 
     return lax.fori_loop(0, count, body, (state, metrics))
 
-  mapped = jax.vmap(train, in_axes=(0, 0, 0, None)) if population else train
+  mapped = jax.vmap(train, in_axes=(0, 0, 0, 0, None)) if population else train
   return jax.jit(mapped, donate_argnums=0, **_outputs(mesh))
 
 

@@ -120,4 +120,4 @@ def prove(
         f'{max(rates[path] for path in selected):g}: its gradient is zero everywhere, or the rate below the rounding '
         'of the weights'
       )
-  return [f'{path} did not move' for path in trainable if rates[path] > 0 and path not in moved]
+  return [f'{path} did not move' for path in sorted(trainable) if rates[path] > 0 and path not in moved]

@@ -116,9 +116,8 @@ def length(phase: Phase, examples: int, batch_size: int, last_batch: str) -> int
   if phase.examples is not None:
     return math.ceil(phase.examples / batch_size)
   assert phase.epochs is not None
-  if last_batch == 'pad':
-    return max(1, math.ceil(phase.epochs * math.ceil(examples / batch_size) - 1e-9))
-  return max(1, math.ceil(phase.epochs * examples / batch_size - 1e-9))
+  per_epoch = math.ceil(examples / batch_size) if last_batch == 'pad' else examples / batch_size
+  return max(1, math.ceil(min(phase.epochs * per_epoch - 1e-9, config.LARGEST + 1)))
 
 
 def ends(phases: Sequence[Phase], examples: int, batch_size: int, last_batch: str) -> list[int]:
@@ -169,7 +168,7 @@ def statistics_stages(phase: Phase, with_statistics: Sequence[str], training: se
     if asked:
       raise UserError(f'statistics {asked[0]!r}: the network has no running statistics (no BatchNorm)')
     return set(), set()
-  if rules[-1][0] != '.*':
+  if not rules or rules[-1][0] != '.*':
     rules.append(('.*', 'auto'))
   policies = paths.assign(rules, with_statistics, what='statistics')
   moving = {s for s in with_statistics if policies[s] == 'update' or (policies[s] == 'auto' and s in training)}

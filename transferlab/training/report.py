@@ -18,6 +18,7 @@ class Cost:
 
   operations: float
   memory: int
+  temporaries: int
   optimizer: int
   trainable: int
 
@@ -57,7 +58,13 @@ def cost(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any) -> 
   total = (
     memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   )
-  return Cost(float(compiled.cost_analysis()['flops']), int(total), size(state['optimizer']), size(state['trainable']))
+  return Cost(
+    float(compiled.cost_analysis()['flops']),
+    int(total),
+    int(memory.temp_size_in_bytes),
+    size(state['optimizer']),
+    size(state['trainable']),
+  )
 
 
 def size(tree: Any) -> int:
