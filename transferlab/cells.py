@@ -90,6 +90,15 @@ def expand(study: Study) -> Iterator[Cell]:
     raise UserError(problems[0])
 
 
+def check(settings: Run | Study) -> None:
+  """Validates every cell and every candidate: cheap, and done before anything heavy is imported.
+
+  Raises:
+    UserError: as `expand` and `candidates`.
+  """
+  list(expand(settings) if isinstance(settings, Study) else candidates(settings))
+
+
 def candidates(settings: Run) -> Iterator[Candidate]:
   """A run for every combination of the values to choose from."""
   values = config.resolved(settings)

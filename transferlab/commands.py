@@ -265,10 +265,8 @@ def inspect(spec: str) -> list[str]:
 
 
 def _inspect_npz(path: Path) -> list[str]:
-  import numpy as np
+  from transferlab.data.npz import open_npz, read_array
 
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return [f'{name}  {"x".join(map(str, file[name].shape))}  {file[name].dtype}' for name in file.files]
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read: {error}') from None
+  with open_npz(str(path)) as file:
+    arrays = {name: read_array(file, name, str(path)) for name in file.files}
+  return [f'{name}  {"x".join(map(str, array.shape))}  {array.dtype}' for name, array in arrays.items()]

@@ -130,6 +130,7 @@ def train(command: Command) -> int:
   for key, value in command.overrides:
     values = config.override(values, ('base.' if _in_base(values, key) else '') + key, config.literal(value))
   settings: Any = config.validate(cells.Study if 'axes' in values else cells.Run, values)
+  cells.check(settings)
   workdir = Path(command.flags.get('workdir') or study.default_folder(command.flags['config']))
   setup()
   if 'dry_run' in command.switches:

@@ -350,7 +350,7 @@ def read_weights(source: Source) -> Weights:
 def _digest_weights(weights: Weights) -> str:
   from transferlab.training import partition
 
-  return config.digest({**partition.digests(weights.variables['params']), 'preprocessing': weights.preprocessing})
+  return config.digest({**partition.digests(weights.variables), 'preprocessing': weights.preprocessing})
 
 
 def start(prepared: Prepared, weights: Weights | None) -> Any:

@@ -4,6 +4,7 @@ Cells whose compiled programs agree are trained together, as a population; cells
 pretraining. A finished cell is a small record and is never repeated; a failed one is a row with its reason.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -196,8 +197,12 @@ def _train_group(group: Sequence[Candidate], name: str, sources: '_Sources', scr
         candidate.failure = f'diverged at step {fitted.diverged}' if fitted.diverged else None
         candidate.score = None if fitted.diverged else _best(candidate)
   except (UserError, Diverged, MemoryError) as error:
-    for candidate in group:
-      candidate.failure = str(error)
+    if len(group) > 1:
+      # One may have failed them all: each is tried, and speaks, for itself.
+      for candidate in group:
+        _train_group([candidate], name, sources, screen, stop)
+      return
+    group[0].failure = str(error)
   for candidate in group:
     candidate.seconds = (time.monotonic() - begun) / len(group)
 
@@ -225,6 +230,7 @@ class _Sources:
   def __init__(self, place: Path, population: bool, screen: Screen, stop: Stop):
     self.place, self.population, self.screen, self.stop = place, population, screen, stop
     self.found: dict[tuple[str, str], Weights] = {}
+    self.failures: dict[str, str] = {}
 
   def pretrain(self, sources: Sequence[Prepared]) -> None:
     """Pretrains what is not there yet."""
@@ -241,6 +247,8 @@ class _Sources:
     for candidate in missing:
       if candidate.failure is None:
         self._keep(candidate)
+      elif candidate.prepared is not None:
+        self.failures[config.digest(candidate.prepared.identity)] = candidate.failure
 
   def _keep(self, candidate: Candidate) -> None:
     """Writes a pretrained source as a finished run, in the form that single runs have."""
@@ -273,7 +281,7 @@ class _Sources:
     key = place.name, which
     if key not in self.found:
       if not (place / 'results.json').exists():
-        raise UserError('the source could not be pretrained')
+        raise UserError(f'the source could not be pretrained: {self.failures.get(place.name, "interrupted")}')
       self.found[key] = experiment.finished_weights(place, which)
     return self.found[key]
 
@@ -359,7 +367,10 @@ def write_table(study: Study, records: Sequence[Mapping[str, Any]], workdir: Pat
   made = tables.as_json(summary)
   before = workdir / 'table.json'
   if not before.exists() or folder.read_json(before).get('records') != list(records):
+    # Without validation data there are no curves, and without a finished cell no picture at all.
+    with contextlib.suppress(UserError):
+      plots.comparison(summary, workdir / 'comparison.png')
+    with contextlib.suppress(UserError):
+      plots.curves(records, study.table, workdir / 'curves.png')
     tables.write(summary, records, workdir)
-    plots.comparison(summary, workdir / 'comparison.png')
-    plots.curves(records, study.table, workdir / 'curves.png')
   return made

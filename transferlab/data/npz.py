@@ -35,7 +35,7 @@ def read_npz(path: str, inputs: str | None = None, label: str | list[str] | None
   Raises:
     UserError: no such file, no npz file or a damaged one, no such key, or contents unfit to learn from.
   """
-  with _open(path) as arrays:
+  with open_npz(path) as arrays:
     parts = SPLIT if f'{inputs or "x"}{SPLIT[0]}' in arrays else ('',)
     official = len(parts) > 1
     x_key = inputs or ('x' if official else _only(arrays, INPUTS, 'inputs', path))
@@ -59,8 +59,8 @@ def read_npz(path: str, inputs: str | None = None, label: str | list[str] | None
   return from_arrays(np.concatenate(x), labels[first], tasks[first], splits)
 
 
-def _open(path: str) -> Any:
-  """The file, opened; its arrays are read when they are asked for."""
+def open_npz(path: str) -> Any:
+  """The file, opened; its arrays are read when they are asked for. Raises `UserError` where it is no npz file."""
   file = Path(path)
   if not file.is_file():
     if not file.parent.is_dir():
@@ -85,7 +85,8 @@ def _only(arrays: Any, candidates: tuple[str, ...], option: str, path: str) -> s
   raise UserError(f'{path}: {what}; it holds {", ".join(arrays.files) or "nothing"}: name one with data.{option}')
 
 
-def _array(arrays: Any, key: str, path: str) -> np.ndarray:
+def read_array(arrays: Any, key: str, path: str) -> np.ndarray:
+  """One array of an opened file. Raises `UserError` where it is not there, or unreadable."""
   if key not in arrays:
     raise UserError(f'{path}: no key {key!r}; nearest: {", ".join(nearest(key, arrays.files)) or "it holds nothing"}')
   try:
@@ -100,7 +101,7 @@ def _array(arrays: Any, key: str, path: str) -> np.ndarray:
 
 
 def _numbers(arrays: Any, key: str, path: str) -> np.ndarray:
-  array = _array(arrays, key, path)
+  array = read_array(arrays, key, path)
   if array.dtype.kind not in 'biuf':
     raise UserError(f'{path}: {key!r} has dtype {array.dtype}, and numbers are needed')
   if not array.ndim or not array.size:
@@ -111,7 +112,7 @@ def _numbers(arrays: Any, key: str, path: str) -> np.ndarray:
 def _names(arrays: Any, key: str, path: str) -> tuple[str, ...]:
   if key not in arrays:
     return ()
-  names = tuple(map(str, _array(arrays, key, path).reshape(-1)))
+  names = tuple(map(str, read_array(arrays, key, path).reshape(-1)))
   if len(set(names)) < len(names):
     raise UserError(f'{path}: {key!r} holds a name twice')
   return names

@@ -246,10 +246,14 @@ class Loop:
     return {**variables, 'optimizer': state['optimizer'], 'step': state['step'], 'stats': state['stats']}
 
   def _save(self, stretch: Stretch, state: Any, variables: Variables) -> None:
+    """Writes a checkpoint, unless parameters stopped being finite; the step's own loss does not tell of that."""
+    for number, own in enumerate(self._each(variables)):
+      if self.progress.diverged[number] is None and not finite(own['params']):
+        self.progress.diverged[number] = self.progress.step
+    if not self.population and self.progress.diverged[0] is not None:
+      raise Diverged(f'the parameters are not finite at step {self.progress.step}, in phase {stretch.name!r}')
     if self.saver is None:
       return
-    if not finite(variables['params']):
-      raise Diverged(f'the parameters are not finite at step {self.progress.step}, in phase {stretch.name!r}')
     tree = self._tree(state, variables)
     self.saver.save(self.progress, tree if self.selected is None else {**tree, 'selected': self.selected})
 

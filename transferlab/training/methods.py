@@ -106,6 +106,7 @@ def stretches(
     given = default_objective if phase.objective is None else phase.objective
     place = f'{where}.objective' if phase.objective is None else f'{where}.phases.{number}.objective'
     specs.append(term_specs(given, info, place))
+  _check_same_terms(specs, where)
   objectives_ = [objective_of(terms, network, f'{where}.objective') for terms in specs]
   own = own_shapes(network, objectives_, example)
   made = []
@@ -117,6 +118,15 @@ def stretches(
     weights = {spec.label: spec.weight for spec in specs[number]}
     made.append(Stretch(name, phase, steps, method, rates, weights, adapt))
   return made
+
+
+def _check_same_terms(specs: Sequence[Sequence[TermSpec]], where: str) -> None:
+  """A term's own parameters are known by its name, so phases that share a name must mean the same term."""
+  known: dict[str, dict[str, Any]] = {}
+  for spec in [spec for terms in specs for spec in terms]:
+    means = spec.model_dump(exclude={'weight'})
+    if known.setdefault(spec.label, means) != means:
+      raise UserError(f'{where}: term {spec.label!r} means different things in different phases; give one a name')
 
 
 def own_shapes(network: Network, chosen: Sequence[Objective], example: Mapping[str, Any]) -> dict[str, Any]:

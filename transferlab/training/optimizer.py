@@ -90,8 +90,9 @@ def build(
   try:
     core = function(learning_rate=1.0, **options, **({'weight_decay': 0.0} if own_decay else {}))
     jax.eval_shape(lambda leaf: core.update(leaf, core.init(leaf), leaf), jnp.zeros(2))
-  except (TypeError, ValueError, AttributeError) as error:
-    raise UserError(f'{where}.optimizer_options: optax.{name} refuses {options}: {error}') from None
+  except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    reason = str(error).strip().partition('\n')[0]
+    raise UserError(f'{where}.optimizer_options: optax.{name} refuses {options}: {reason}') from None
   decay = _decay_paths(phase, trainable, leaves, stages, f'{where}.weight_decay')
   coupled = phase.weight_decay_form == 'coupled' or (phase.weight_decay_form == 'auto' and not own_decay)
   return Optimizer(core, phase.clip, decay, coupled, phase.schedule)
