@@ -1,7 +1,8 @@
 """Few-shot transfer: a network pretrained on clean digits learns noisy ones from five examples of each.
 
 python -m transferlab.main --config=configs/digits_few_shot.py
-Seen: SEEN
+Seen (5 seeds, two CPU cores): test accuracy .569 ± .024, from scratch .388 ± .017 (digits_from_scratch.py). Validation
+picks a step of the probe for four seeds: fine-tuning on 50 noisy images mostly overfits. 6 s, the first time 38 s.
 """
 
 import ml_collections
@@ -22,9 +23,9 @@ def get_config(arg: str = ''):
   config.target = dict(data=dict(data, half=1, noise=0.5, shots=5, validation=5, batch_size=32))
   config.transplant = [('head', 'init'), ('.*', 'copy')]
   config.phases = [
-    dict(name='probe', train='head', steps=10 if smoke else 100, learning_rate=1e-2),
+    dict(name='probe', train='head', steps=10 if smoke else 100, learning_rate=3e-3),
     dict(
-      name='fine_tune', train='.*', steps=10 if smoke else 200, learning_rate=[('head', 3e-3), ('.*', 1e-3)], clip=1.0
+      name='fine_tune', train='.*', steps=10 if smoke else 200, learning_rate=[('head', 1e-3), ('.*', 1e-4)], clip=1.0
     ),
   ]
   config.objective = [dict(term='cross_entropy'), dict(term='l2_sp', weight=1e-2)]

@@ -1,7 +1,7 @@
 """From scratch: the noisy digits of digits_few_shot.py, five examples of each, without a source.
 
 python -m transferlab.main --config=configs/digits_from_scratch.py
-Seen: SEEN
+Seen (5 seeds, two CPU cores): test accuracy .388 ± .017; 5 s, the first time 15 s.
 """
 
 import ml_collections

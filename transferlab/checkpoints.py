@@ -4,6 +4,9 @@ A checkpoint is a tree of arrays and a JSON record (the progress of a run). Para
 structure does not depend on what was frozen: large frozen leaves are written once, beside the checkpoints that refer
 to them, and readers put them back. Surgery on foreign shapes is transplant.py's affair: here a structure that does
 not fit is an error.
+
+A kill leaves unfinished checkpoints behind; they do not count, and the one before is taken. A finished one that was
+damaged since is an error, never skipped in silence: its message says where the run would go on without it.
 """
 
 import json
@@ -44,12 +47,13 @@ class Writer:
     v1 = _orbax()
     self._folder = folder.absolute()
     self._pending: Any = None
+    # Before orbax, which clears what a kill left of any checkpoint in the background.
+    self._clear()
     self._checkpointer = v1.training.Checkpointer(
       os.fspath(self._folder),
       preservation_policy=v1.training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=True,
     )
-    self._clear()
 
   def save(
     self, step: int, tree: Mapping[str, Any], progress: Mapping[str, Any], frozen: Mapping[str, str] | None = None
@@ -128,7 +132,8 @@ def _aside(path: Path) -> dict[str, Any]:
 
 
 def _without(flat: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
-  return {path: leaf for path, leaf in flat.items() if path not in set(left_out)}
+  gone = set(left_out)
+  return {path: leaf for path, leaf in flat.items() if path not in gone}
 
 
 def _bytes(leaf: Any) -> bytes:

@@ -165,13 +165,10 @@ def dry_run(settings: Run | Study) -> list[str]:
     if row not in seen:
       seen.add(row)
       try:
-        lines += [
-          f'== {row}',
-          *([f'fails: {cell.failure}'] if cell.failure else _dry_run(cell.candidates[0].settings)),
-          '',
-        ]
+        shown = [f'fails: {cell.failure}'] if cell.failure else _dry_run(cell.candidates[0].settings)
       except UserError as error:
-        lines += [f'fails: {error}', '']
+        shown = [f'fails: {error}']
+      lines += [f'== {row}', *shown, '']
   return lines
 
 
@@ -255,7 +252,7 @@ def inspect(spec: str) -> list[str]:
   record, tree = checkpoints.progress(found), checkpoints.load(found)
   lines = [f'{found}: format {record["format"]}, step {record.get("step")}, phase {record.get("phase")}']
   if (path / 'config.json').exists():
-    lines.append(f'network: {folder.read_json(path / "config.json")["config"].get("network")}')
+    lines.append(f'network: {folder.read_record(path / "config.json", "config")["config"].get("network")}')
   for kind in ('params', 'stats'):
     lines += [
       f'{kind}  {name}  {"x".join(map(str, leaf.shape))}  {leaf.dtype}'

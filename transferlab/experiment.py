@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transferlab import config, folder, paths
-from transferlab.errors import Interrupted, UserError
+from transferlab.errors import Interrupted
 from transferlab.preparation import FORMAT, Prepared, Run, Weights, prepare, start
 from transferlab.screen import Screen
 from transferlab.training.phases import names as phase_names
@@ -49,7 +49,7 @@ def run(
   prepared = prepare(settings)
   with folder.locked(workdir):
     path = workdir / 'results.json'
-    done = folder.read_json(path) if path.exists() else None
+    done = folder.read_record(path, 'tested', 'last', 'selected') if path.exists() else None
     longer = extend and (done is None or _longer(prepared, workdir))
     folder.claim(workdir, config.resolved(settings), prepared.identity, extend=longer)
     if done is not None and (done['tested'] or not test) and not longer:
@@ -239,7 +239,5 @@ class RunFolder:
 
 def load_run(workdir: Path) -> Run:
   """The config of a run's folder. Raises `UserError` where there is none."""
-  saved = folder.read_json(workdir / 'config.json')
-  if not isinstance(saved, dict) or 'config' not in saved:
-    raise UserError(f'{workdir / "config.json"} is no record of a run')
+  saved = folder.read_record(workdir / 'config.json', 'config')
   return config.validate(Run, saved['config'])

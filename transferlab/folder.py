@@ -42,6 +42,14 @@ def read_json(path: Path) -> Any:
     raise UserError(f'{path} cannot be read: {error}') from None
 
 
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+  """A JSON record with these keys. Raises `UserError` where it is missing, damaged, or something else."""
+  record = read_json(path)
+  if not isinstance(record, dict) or any(key not in record for key in keys):
+    raise UserError(f'{path} is no record of a run')
+  return record
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
   """Holds the folder; a second process waits. The lock ends with the process, however it ends."""
@@ -72,12 +80,10 @@ def claim(folder: Path, values: Mapping[str, Any], identity: Mapping[str, Any], 
   """
   path = folder / 'config.json'
   if path.exists():
-    before = read_json(path)
-    if not isinstance(before, dict) or 'identity' not in before:
-      raise UserError(f'{path} is no record of a run')
+    before = read_record(path, 'config', 'identity')
     old, new = before['identity'], json.loads(json.dumps(identity))
     if extend:
-      count = len(old['config']['phases'])
+      count = len(old['config'].get('phases', []))
       old, new = _open_ended(old, count), _open_ended(new, count)
     if lines := config.differences(old.get('config'), new.get('config')):
       raise UserError(f'{folder} belongs to a run with other values; nothing was overwritten:\n' + '\n'.join(lines))
@@ -177,10 +183,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   found = []
-  for line in path.read_text().split('\n'):
+  for line in path.read_text(errors='replace').split('\n'):
     with contextlib.suppress(ValueError):
       found.append(json.loads(line))
-  return found
+  return [line for line in found if isinstance(line, dict) and isinstance(line.get('step'), int)]
 
 
 def _event_writer(folder: Path, purge_step: int) -> Any:

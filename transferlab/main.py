@@ -4,6 +4,7 @@ python -m transferlab.main --config=FILE.py[:ARGUMENT] [--workdir=FOLDER] [--con
 """
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -31,6 +32,8 @@ exit status: 0 done, 1 a failed cell or a bug, 2 a mistake in the command or con
 (the same command continues)"""
 
 VALUES = ('config', 'workdir', 'evaluate', 'predict', 'inspect', 'list')
+# What the file system refuses, wherever it happens.
+OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 SWITCHES = ('dry_run', 'extend', 'help_config', 'help')
 
 
@@ -79,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return problem.exit_status
   except BrokenPipeError:
     return 0
+  except OSError as problem:
+    if problem.errno not in OUTSIDE:
+      raise
+    print(f'error: {problem.strerror}: {problem.filename}', file=sys.stderr, flush=True)
+    return 2
   except Exception as problem:
     if not out_of_memory(problem):
       raise

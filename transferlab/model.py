@@ -10,7 +10,7 @@ from transferlab import config, experiment, folder, results
 from transferlab.data.sources import Data
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
-from transferlab.preparation import Prepared, Weights, prepare
+from transferlab.preparation import Prepared, Run, Weights, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load(workdir: Any, which: str = 'selected') -> Model:
     raise UserError(f"which is 'selected' or 'last', not {which!r}")
   place = _chosen(place)
   path = checkpoints.find(str(place))
-  prepared = _without_source(prepare(experiment.load_run(place)))
+  prepared = prepare(_without_source(experiment.load_run(place)))
   record = checkpoints.progress(path)['preprocessing']
   weights = Weights(checkpoints.weights(path, which), record, str(path))
   return Model(dataclasses.replace(prepared, record=record), weights.variables)
@@ -100,12 +100,14 @@ def load(workdir: Any, which: str = 'selected') -> Model:
 def _chosen(place: Path) -> Path:
   """The candidate's folder where a run chose among several."""
   results = place / 'results.json'
-  number = folder.read_json(results).get('candidate') if results.exists() else None
+  number = folder.read_record(results).get('candidate') if results.exists() else None
   return place if number is None else place / 'candidates' / str(number)
 
 
-def _without_source(prepared: Prepared) -> Prepared:
-  return dataclasses.replace(prepared, source=None, weights=None, plan=None)
+def _without_source(run: Run) -> Run:
+  """A finished run does without its source, which may be gone, and without the terms that pulled towards it."""
+  phases = [phase.model_copy(update={'objective': None}) for phase in run.phases]
+  return run.model_copy(update={'source': None, 'transplant': None, 'objective': None, 'phases': phases})
 
 
 def data_spec(text: str) -> tuple[Data, str]:

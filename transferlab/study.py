@@ -5,6 +5,7 @@ pretraining. A finished cell is a small record and is never repeated; a failed o
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,10 @@ def choose_run(
   settings: Run, workdir: Path, *, screen: Screen, stop: Stop = lambda: False, extend: bool = False
 ) -> dict[str, Any]:
   """A single run with `choose`: every candidate is a run with its own folder; validation data choose one, and only
-  that one is tested.
+  that one is tested. A candidate that diverges is out of the choice.
+
+  Raises:
+    Diverged: every candidate did.
   """
   options = list(candidates(settings))
   prepared = prepare(options[0].settings)
@@ -72,16 +76,27 @@ def choose_run(
     folder.claim(workdir, config.resolved(settings), identity, extend=extend)
     if (workdir / 'results.json').exists() and not extend:
       screen.say(f'{workdir} is finished')
-      return folder.read_json(workdir / 'results.json')
+      return folder.read_record(workdir / 'results.json', 'chosen', 'last', 'selected')
     folder.write_json(workdir / 'environment.json', folder.environment())
-    scores, seconds = [], 0.0
+    scores: list[float | None] = []
+    failure, seconds = None, 0.0
     for number, option in enumerate(options):
       screen.say(f'candidate {number}: {_describe(option.chosen)}')
       place = workdir / 'candidates' / str(number)
-      results = experiment.run(option.settings, place, screen=screen, stop=stop, extend=extend, test=False)
-      scores.append(_score(prepared, (results['selected'] or results['last'])['validation']))
+      try:
+        results = experiment.run(option.settings, place, screen=screen, stop=stop, extend=extend, test=False)
+      except Diverged as problem:
+        screen.say(f'candidate {number} diverged: {problem}')
+        scores.append(None)
+        failure = problem
+        continue
+      score = _score(prepared, (results['selected'] or results['last'])['validation'])
+      scores.append(score if math.isfinite(score) else None)
       seconds += results['seconds']
-    best = scores.index(max(scores))
+    finite = [score for score in scores if score is not None]
+    if failure is not None and not finite:
+      raise failure
+    best = scores.index(max(finite)) if finite else 0
     place = workdir / 'candidates' / str(best)
     results = experiment.run(options[best].settings, place, screen=screen, stop=stop)
     chosen = {'chosen': options[best].chosen, 'candidate': best, 'grid': settings.choose, 'scores': scores}
@@ -98,7 +113,7 @@ def _place(workdir: Path, cell: Cell) -> Path:
 
 def _finished(workdir: Path, cell: Cell) -> bool:
   path = _place(workdir, cell)
-  return path.exists() and folder.read_json(path)['status'] == 'done'
+  return path.exists() and folder.read_record(path, 'status', 'cell')['status'] == 'done'
 
 
 # --------------------------------------------------------------------------------------------------- the running
@@ -364,13 +379,12 @@ def write_table(study: Study, records: Sequence[Mapping[str, Any]], workdir: Pat
   from transferlab.comparison import summarise
 
   summary = summarise(records, study.table)
-  made = tables.as_json(summary)
-  before = workdir / 'table.json'
-  if not before.exists() or folder.read_json(before).get('records') != list(records):
+  path = workdir / 'table.json'
+  if not path.exists() or folder.read_record(path).get('records') != list(records):
     # Without validation data there are no curves, and without a finished cell no picture at all.
     with contextlib.suppress(UserError):
       plots.comparison(summary, workdir / 'comparison.png')
     with contextlib.suppress(UserError):
       plots.curves(records, study.table, workdir / 'curves.png')
     tables.write(summary, records, workdir)
-  return made
+  return folder.read_record(path)

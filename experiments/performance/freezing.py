@@ -59,9 +59,9 @@ def mib(tree: Any) -> float:
   return report.size(tree) / 2**20
 
 
-def labels(params: Any) -> Any:
-  """'train' for the head, 'freeze' for the rest."""
-  return {stage: jax.tree.map(lambda _, s=stage: 'train' if s == 'head' else 'freeze', leaf) for stage, leaf in params.items()}
+def labels(params: Any) -> dict[str, str]:
+  """'train' for the head, 'freeze' for every other stage."""
+  return {stage: 'train' if stage == 'head' else 'freeze' for stage in params}
 
 
 def main() -> None:

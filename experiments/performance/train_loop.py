@@ -7,6 +7,7 @@ compared with a scan; streamed, a Python loop with a Python loop over the same g
 in every repeat, and the median of the ratios is printed.
 """
 
+import contextlib
 import statistics
 import sys
 import time
@@ -60,7 +61,9 @@ def ours(network: Any, variables: Any, arrays: dict, order: Order, steps: int, s
   return train
 
 
-def hand_written(network: Any, variables: Any, arrays: dict, order: Order, steps: int, streaming: bool) -> Callable[[], Any]:
+def hand_written(
+  network: Any, variables: Any, arrays: dict, order: Order, steps: int, streaming: bool
+) -> Callable[[], Any]:
   """What a researcher writes: value_and_grad, optax, a scan (or a jitted step) and a loss every 100 steps."""
   optimizer = optax.adam(1e-3)
 
@@ -160,17 +163,18 @@ def main(repeats: int) -> None:
     order = Order(EXAMPLES, BATCH, BATCH, 0)
     for way in ('held', 'streamed'):
       variants = [make(network, variables, arrays, order, steps, way == 'streamed') for make in (ours, hand_written)]
-      try:
+      with contextlib.suppress(ImportError):
         variants.append(with_torch(name, arrays, order, steps))
-      except ImportError:
-        pass
       for train in variants:
         timed(train)
       seconds = [[timed(train) for train in variants] for _ in range(repeats)]
       speeds = [f'{steps * BATCH / statistics.median(column):10,.0f}' for column in zip(*seconds)]
       ratios = sorted(row[1] / row[0] for row in seconds)
-      print(f'{label:16} {way:9} {" ".join(speeds):32}   {statistics.median(ratios):.3f} '
-            f'({" ".join(f"{ratio:.2f}" for ratio in ratios)})', flush=True)
+      print(
+        f'{label:16} {way:9} {" ".join(speeds):32}   {statistics.median(ratios):.3f} '
+        f'({" ".join(f"{ratio:.2f}" for ratio in ratios)})',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':

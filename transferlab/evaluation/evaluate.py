@@ -49,7 +49,7 @@ def predict(
   """
   axis = 1 if population else 0
   rows = parallel.rows(batch_size, mesh)
-  forward = _forward(network, population)
+  forward, variables = _forward(network, population), parallel.place(variables, mesh)
   pieces = []
   for part, mask in evaluation_batches(x.shape[axis], rows):
     batch = x[:, part] if population else x[part]

@@ -1,0 +1,41 @@
+"""Two runs' folders compared: what has to agree to the bit, and what does not (times)."""
+
+import json
+
+import jax
+import numpy as np
+
+from transferlab import checkpoints
+
+
+def outcome(place):
+  """What has to agree to the bit: arrays of the last checkpoint, its record, metrics, results and predictions."""
+  newest = checkpoints.find(str(place))
+  arrays = {
+    path: (leaf.dtype.str, leaf.shape, leaf.tobytes()) for path, leaf in leaves(checkpoints.load(newest)).items()
+  }
+  lines = [json.loads(line) for line in (place / 'metrics.jsonl').read_text().splitlines()]
+  results = json.loads((place / 'results.json').read_text())
+  predictions = {file.name: file.read_text() for file in (place / 'predictions').iterdir()}
+  for record in (*lines, results):
+    del record['seconds']
+  return {
+    'arrays': arrays,
+    # Where frozen leaves lie is no part of what was learnt.
+    'progress': {**checkpoints.progress(newest), 'frozen': None},
+    'metrics': lines,
+    'results': results,
+    'predictions': predictions,
+  }
+
+
+def leaves(tree):
+  """Leaves by path, those in the tuples of an optimizer too."""
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(place, reference):
+  found, wanted = outcome(place), outcome(reference)
+  for part in wanted:
+    assert found[part] == wanted[part], part
+  assert wanted['metrics'] and wanted['arrays']

@@ -1,0 +1,96 @@
+"""A trained run in the hand: what `transferlab.load` gives agrees with what the run measured and wrote."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import transferlab
+from transferlab import folder
+from transferlab.errors import UserError
+
+
+def predictions(place, split):
+  with (place / 'predictions' / f'{split}.csv').open() as file:
+    return list(csv.DictReader(file))
+
+
+def test_predictions_are_those_of_the_run_and_of_its_results(trained):
+  model = transferlab.load(trained)
+  rows = predictions(trained, 'test')
+  ids = [int(row['id']) for row in rows]
+  images, labels = load_digits().images[ids], load_digits().target[ids]
+  predicted = model.predict(images)
+  assert [model.classes[number] for number in predicted] == [row['class'] for row in rows]
+  assert [str(label) for label in labels] == [row['label'] for row in rows]
+  results = folder.read_json(trained / 'results.json')
+  assert np.mean(predicted == labels) == pytest.approx(results['selected']['test']['accuracy'], abs=1e-12)
+
+
+def test_probabilities_are_those_in_the_file_and_sum_to_one(trained):
+  model = transferlab.load(trained)
+  rows = predictions(trained, 'test')
+  written = np.array([[float(row[name]) for name in model.classes] for row in rows])
+  probabilities = model.probabilities(load_digits().images[[int(row['id']) for row in rows]])
+  np.testing.assert_allclose(probabilities, written, atol=1e-5)
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-12)
+
+
+def test_the_last_weights_are_others_than_the_selected_and_measure_as_results_say(tiny, tmp_path):
+  settings = tiny(phases=[dict(steps=60, learning_rate=0.3)], evaluation=dict(every=2))
+  results = transferlab.run(settings, tmp_path / 'run')
+  assert results['best']['step'] < 60
+  for which in ('last', 'selected'):
+    model = transferlab.load(tmp_path / 'run', which)
+    measured = model.evaluate(model.prepared.run.target.data, 'test')
+    assert measured == pytest.approx(results[which]['test'])
+  assert results['last']['test'] != results['selected']['test']
+
+
+def test_images_without_their_channel_axis_are_taken_and_other_shapes_refused(trained):
+  model = transferlab.load(trained)
+  images = load_digits().images[:3].astype(np.float32)
+  np.testing.assert_array_equal(model.outputs(images), model.outputs(images[..., None]))
+  with pytest.raises(UserError, match=r'shape \[7, 8\].*\[8, 8, 1\]'):
+    model.predict(images[:, 1:])
+  images[1, 2, 3] = np.nan
+  with pytest.raises(UserError, match='NaN'):
+    model.predict(images)
+
+
+def test_a_finished_run_does_without_its_source(tiny, trained, tmp_path):
+  source = tmp_path / 'source'
+  shutil.copytree(trained, source)
+  terms = [dict(term='cross_entropy'), dict(term='l2_sp', weight=0.1)]
+  transferlab.run(tiny(source=dict(weights=str(source)), objective=terms), tmp_path / 'run')
+  before = transferlab.load(tmp_path / 'run').outputs(load_digits().images[:5])
+  shutil.rmtree(source)
+  np.testing.assert_array_equal(transferlab.load(tmp_path / 'run').outputs(load_digits().images[:5]), before)
+
+
+def test_a_run_that_chose_gives_the_chosen_weights(tiny, tmp_path):
+  results = transferlab.run(tiny(choose={'phases.0.learning_rate': [1e-6, 3e-2]}), tmp_path / 'run')
+  assert results['chosen'] == {'phases.0.learning_rate': 3e-2}
+  model = transferlab.load(tmp_path / 'run')
+  assert model.evaluate(model.prepared.run.target.data) == pytest.approx(results['selected']['test'])
+
+
+def test_regression_predicts_values_in_the_units_of_the_target(tmp_path):
+  settings = dict(
+    network=dict(name='mlp', hidden=[8]),
+    target=dict(data=dict(name='linnerud', validation=3, batch_size=8)),
+    phases=[dict(steps=5)],
+  )
+  results = transferlab.run(settings, tmp_path / 'run')
+  model = transferlab.load(tmp_path / 'run')
+  rows = predictions(tmp_path / 'run', 'test')
+  written = np.array([[float(row[name]) for name in ('Weight', 'Waist', 'Pulse')] for row in rows])
+  truth = np.array([[float(row[f'target_{name}']) for name in ('Weight', 'Waist', 'Pulse')] for row in rows])
+  data = model.prepared.loaded.examples
+  x = data.arrays['x'][np.searchsorted(data.arrays['id'], [int(row['id']) for row in rows])]
+  np.testing.assert_allclose(model.predict(x), written, rtol=1e-4)
+  assert np.mean((written - truth) ** 2) == pytest.approx(results['selected']['test']['mean_squared_error'], rel=1e-4)
+  with pytest.raises(UserError, match='classification'):
+    model.probabilities(x)

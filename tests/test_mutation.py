@@ -1,0 +1,114 @@
+"""Every key of every shipped config, mutated: each mutant is valid or refused with one message.
+
+What is checked how. Every mutant of every key and list element is validated; an experiment (in its 'smoke' form) is
+expanded into its cells. A mutant that passes also goes through `prepare`, which reads the data, builds the network and
+plans the transplant but trains nothing; of an experiment's mutant only the first run that the mutation changed. The
+sample for the command line is, for each config and mutation, the refused mutant in the middle of the list.
+"""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+
+from transferlab import cells, config
+from transferlab.errors import UserError
+from transferlab.preparation import Run, prepare
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('experiments/*.py')])
+REMOVED = object()
+WRONG_TYPES = {str: 7, list: {'seven': 7}}  # all else becomes a string
+VALUES = {
+  'misspelt value': lambda value: value + 'x' if isinstance(value, str) else value,
+  'wrong type': lambda value: WRONG_TYPES.get(type(value), 'seven'),
+  'negative': lambda value: -abs(value) - 1 if isinstance(value, (int, float)) else -1,
+  'huge': lambda value: 1e300 if isinstance(value, float) else 10**12,
+  'empty': lambda value: type(value)(),
+  'None': lambda value: None,
+  'removed': lambda value: REMOVED,
+  'NaN': lambda value: math.nan,
+}
+MUTATIONS = ['misspelt', *VALUES]
+
+
+def keys(node, path=()):
+  """The path of every dict entry and list element."""
+  items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+  for name, value in items:
+    yield (*path, name)
+    yield from keys(value, (*path, name))
+
+
+def mutant(values, path, mutation):
+  """A copy of the values with one mutation; None where it does not apply."""
+  values = copy.deepcopy(values)
+  node = values
+  for name in path[:-1]:
+    node = node[name]
+  last = path[-1]
+  if mutation == 'misspelt':
+    if isinstance(node, list):
+      return None
+    node[last[:-2] + last[:-3:-1]] = node.pop(last)  # the last two letters change places
+    return values
+  value = VALUES[mutation](node[last])
+  if value is REMOVED:
+    del node[last]
+  elif value is node[last]:
+    return None
+  else:
+    node[last] = value
+  return values
+
+
+def mutants(values, mutation):
+  """(key, mutant) for every key that the mutation applies to."""
+  for path in keys(values):
+    made = mutant(values, path, mutation)
+    if made is not None:
+      yield '.'.join(map(str, path)), made
+
+
+def runs_of(values):
+  """The runs that a config describes, validated: its candidates, or those of all cells."""
+  if 'axes' not in values:
+    return [candidate.settings for candidate in cells.candidates(config.validate(Run, values))]
+  expanded = cells.expand(config.validate(cells.Study, values))
+  return [candidate.settings for cell in expanded for candidate in cell.candidates]
+
+
+@pytest.mark.parametrize('file', SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize('mutation', MUTATIONS)
+def test_every_mutated_key_is_valid_or_refused_with_a_message(file, mutation, command, write_config, tmp_path):
+  values, _ = config.read(f'{file}:smoke')
+  known = {run.model_dump_json() for run in runs_of(values)}
+  refused = []
+  for key, mutated in mutants(values, mutation):
+    try:
+      changed = [run for run in runs_of(mutated) if run.model_dump_json() not in known]
+      if changed:
+        config.digest(prepare(changed[0]).identity)
+    except UserError as error:
+      assert str(error).strip(), f'{file.name}: {key}, {mutation}: no message'
+      refused.append(mutated)
+    except Exception as error:
+      pytest.fail(f'{file.name}: {key}, {mutation}: {type(error).__name__}: {error}')
+  assert refused
+  sample = write_config(tmp_path / file.name, refused[len(refused) // 2])
+  done = command(f'--config={sample}', f'--workdir={tmp_path / "run"}', '--dry_run')
+  if 'axes' in values and done.status == 0:
+    assert 'fails: ' in done.out  # a mistake in one cell is a row of its own
+    return
+  assert done.status == 2 and done.err.startswith('error: ') and done.err.count('error: ') == 1, done
+  assert not (tmp_path / 'run').exists()
+
+
+def test_every_shipped_config_is_valid_in_full_and_in_short():
+  for file in SHIPPED:
+    for argument in ('', 'smoke'):
+      values, docstring = config.read(f'{file}:{argument}')
+      assert f'--config={file.relative_to(ROOT)}' in docstring
+      assert 'Seen' in docstring or file.parent.name == 'experiments'
+      assert all(prepare(run).loaded.splits for run in runs_of(values)[:1])
