@@ -1,7 +1,7 @@
 """A table with two classes and one output: benign or malignant from 30 measurements of a tumour.
 
 python -m transferlab.main --config=configs/breast_cancer_mlp.py
-Seen (5 seeds, two CPU cores): test accuracy .963 ± .009, AUROC .995 ± .002; 4 s, the first time 7 s.
+Seen (seeds 0 to 4, two CPU cores): test accuracy .963 ± .009, AUROC .995 ± .002; 4 s, with an empty cache 8 s.
 """
 
 import ml_collections

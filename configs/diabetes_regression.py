@@ -1,7 +1,7 @@
 """Regression: how far diabetes progresses within a year, from ten measurements; validation picks the learning rate.
 
 python -m transferlab.main --config=configs/diabetes_regression.py
-Seen (5 seeds, two CPU cores): test R² .443 ± .031, mean absolute error 42.5 ± 1.1; 4 s, the first time 6 s.
+Seen (seeds 0 to 4, two CPU cores): test R² .443 ± .031, mean absolute error 42.5 ± 1.1; 4 s, with an empty cache 7 s.
 """
 
 import ml_collections

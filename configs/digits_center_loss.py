@@ -1,7 +1,7 @@
 """Terms of their own: centres of the classes (state) and a classifier on an early stage (parameters).
 
 python -m transferlab.main --config=configs/digits_center_loss.py
-Seen (5 seeds, two CPU cores): test accuracy .919 ± .016; 5 s, the first time 14 s.
+Seen (seeds 0 to 4, two CPU cores): test accuracy .919 ± .016; 5 s, with an empty cache 11 s.
 """
 
 import ml_collections

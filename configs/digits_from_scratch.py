@@ -1,7 +1,7 @@
 """From scratch: the noisy digits of digits_few_shot.py, five examples of each, without a source.
 
 python -m transferlab.main --config=configs/digits_from_scratch.py
-Seen (5 seeds, two CPU cores): test accuracy .388 ± .017; 5 s, the first time 15 s.
+Seen (seeds 5 to 9, two CPU cores): test accuracy .379 ± .030; 5 s, with an empty cache 11 s.
 """
 
 import ml_collections

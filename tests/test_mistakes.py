@@ -334,6 +334,33 @@ def test_a_damaged_record_of_a_run_is_refused(refused, trained, tmp_path):
     refused('--evaluate=test', f'--workdir={folder}')
 
 
+def test_a_damaged_result_is_refused_and_damaged_metrics_are_left_out(command, refused, tiny, write_config, tmp_path):
+  config = write_config(tmp_path / 'good.py', tiny())
+  arguments = f'--config={config}', f'--workdir={tmp_path / "run"}'
+  assert command(*arguments).status == 0
+  results = tmp_path / 'run' / 'results.json'
+  for text in ('', '[]', '{}', '{"status": "done"'):
+    results.write_text(text)
+    assert 'results.json' in refused(*arguments)
+  results.unlink()
+  with (tmp_path / 'run' / 'metrics.jsonl').open('ab') as file:
+    file.write(b'[]\n3\n{"step": "x"}\n\xff{"st')
+  assert command(*arguments).status == 0
+  for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines():
+    assert json.loads(line)['step'] <= 20
+
+
+def test_a_damaged_cell_of_an_experiment_is_refused(command, refused, tiny, write_config, tmp_path):
+  axes = dict(method={'scratch': {'phases.0.steps': 2}}, seed=[0])
+  config = write_config(tmp_path / 'good.py', dict(base=tiny(), axes=axes))
+  arguments = f'--config={config}', f'--workdir={tmp_path / "run"}'
+  assert command(*arguments).status == 0
+  (cell,) = (tmp_path / 'run' / 'cells').iterdir()
+  for text in ('', '[]', '{}'):
+    cell.write_text(text)
+    assert cell.name in refused(*arguments)
+
+
 def test_a_source_that_does_not_fit_is_refused(refused_config, tiny, trained, tmp_path):
   source = dict(weights=str(trained))
   iris = dict(data=dict(name='iris', validation=2))

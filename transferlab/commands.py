@@ -35,7 +35,7 @@ def _show_table(study: Study, records: list[dict[str, Any]], workdir: Path) -> N
 
   from transferlab import comparison, tables
 
-  tables.show(comparison.summarise(records, study.table), Console(width=None if _terminal() else 160))
+  tables.show(comparison.summarise(records, study.table), Console(width=None if _terminal() else 200))
   print(f'{workdir}: table.md, table.csv, table.json, comparison.png, curves.png')
 
 

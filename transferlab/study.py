@@ -78,24 +78,8 @@ def choose_run(
       screen.say(f'{workdir} is finished')
       return folder.read_record(workdir / 'results.json', 'chosen', 'last', 'selected')
     folder.write_json(workdir / 'environment.json', folder.environment())
-    scores: list[float | None] = []
-    failure, seconds = None, 0.0
-    for number, option in enumerate(options):
-      screen.say(f'candidate {number}: {_describe(option.chosen)}')
-      place = workdir / 'candidates' / str(number)
-      try:
-        results = experiment.run(option.settings, place, screen=screen, stop=stop, extend=extend, test=False)
-      except Diverged as problem:
-        screen.say(f'candidate {number} diverged: {problem}')
-        scores.append(None)
-        failure = problem
-        continue
-      score = _score(prepared, (results['selected'] or results['last'])['validation'])
-      scores.append(score if math.isfinite(score) else None)
-      seconds += results['seconds']
+    scores, seconds = _tried(options, prepared, workdir, screen, stop, extend)
     finite = [score for score in scores if score is not None]
-    if failure is not None and not finite:
-      raise failure
     best = scores.index(max(finite)) if finite else 0
     place = workdir / 'candidates' / str(best)
     results = experiment.run(options[best].settings, place, screen=screen, stop=stop)
@@ -103,6 +87,30 @@ def choose_run(
     results = {**results, **chosen, 'seconds': round(seconds, 3)}
     folder.write_json(workdir / 'results.json', results)
     return results
+
+
+def _tried(
+  options: Sequence[Candidate], prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, extend: bool
+) -> tuple[list[float | None], float]:
+  """Trains every candidate: their scores on validation data (None: it has none, or diverged), and the seconds."""
+  scores: list[float | None] = []
+  seconds, failures = 0.0, []
+  for number, option in enumerate(options):
+    screen.say(f'candidate {number}: {_describe(option.chosen)}')
+    place = workdir / 'candidates' / str(number)
+    try:
+      results = experiment.run(option.settings, place, screen=screen, stop=stop, extend=extend, test=False)
+    except Diverged as problem:
+      screen.say(f'candidate {number} diverged: {problem}')
+      failures.append(problem)
+      scores.append(None)
+      continue
+    score = _score(prepared, (results['selected'] or results['last'])['validation'])
+    scores.append(score if math.isfinite(score) else None)
+    seconds += results['seconds']
+  if len(failures) == len(options):
+    raise failures[0]
+  return scores, seconds
 
 
 def _place(workdir: Path, cell: Cell) -> Path:

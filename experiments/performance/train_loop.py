@@ -29,7 +29,7 @@ from transferlab.training.state import Cadence, Member
 
 BATCH, LOG, EXAMPLES = 128, 100, 6000
 NETWORKS = {
-  'MLP 784-128-10': ('mlp', {'hidden': [128]}, 2000),
+  'MLP 784-128-10': ('mlp', {'hidden': [128]}, 1000),
   'convnet 28x28': ('convnet', {'width': 32, 'features': 128}, 100),
 }
 

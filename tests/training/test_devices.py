@@ -138,7 +138,9 @@ def measured_steps(place):
   found = []
   for given in (batch, padded):
     state = begin(stretch.method, variables['params'], variables['stats'], {}, 0)
-    state, metrics = parallel.single(stretch.method, None)(state, constants, given)
+    names = parallel.metric_names(stretch.method, state, constants, given)
+    state, values = parallel.single(stretch.method, None)(state, constants, given)
+    metrics = dict(zip(names, values))
     moved = jax.tree.map(lambda new, old: (old - new).ravel(), state['trainable'], variables['params'])
     parts = {'loss': metrics['loss'].reshape(1), 'gradient': moved, 'statistics': state['stats']}
     found.append(

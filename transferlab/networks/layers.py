@@ -109,8 +109,8 @@ class BatchNorm(nnx.Module):
 
   def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
     self.momentum, self.epsilon = momentum, epsilon
-    self.scale = nnx.Param(jnp.ones(features))
-    self.bias = nnx.Param(jnp.zeros(features))
+    self.scale: nnx.Param | None = nnx.Param(jnp.ones(features))
+    self.bias: nnx.Param | None = nnx.Param(jnp.zeros(features))
     self.mean = nnx.BatchStat(jnp.zeros(features))
     self.var = nnx.BatchStat(jnp.ones(features))
 

@@ -81,12 +81,17 @@ class Streamed:
     if self.position != step:
       self.iterator = loader.stream(self.arrays, self.order, step, self.workers)
     train, pieces = parallel.single(method, self.mesh), []
+    names: list[str] = []
     for _ in range(count):
       batch = next(self.iterator)
-      state, metrics = train(state, constants, parallel.place(batch, self.mesh, batch_axis=0))
-      pieces.append(metrics)
+      # On one device the compiled step takes what it needs of the host's arrays by itself, and faster.
+      batch = batch if self.mesh is None else parallel.place(batch, self.mesh, batch_axis=0)
+      names = names or parallel.metric_names(method, state, constants, batch)
+      state, values = train(state, constants, batch)
+      pieces.append(values)
     self.position = step + count
-    return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(pieces))
+    measured = np.stack(jax.device_get(pieces), axis=1)
+    return state, dict(zip(names, measured))
 
 
 class Mapped:

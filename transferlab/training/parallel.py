@@ -86,8 +86,27 @@ def chunk(method: Method, mesh: Mesh | None, population: bool) -> Train:
 
 @functools.lru_cache(maxsize=64)
 def single(method: Method, mesh: Mesh | None) -> Any:
-  """One step in one call, for batches that are streamed: `train(state, constants, batch)`. The state is donated."""
-  return jax.jit(functools.partial(train_step, method), donate_argnums=0, **_outputs(mesh))
+  """One step in one call, for batches that are streamed: `train(state, constants, batch) -> (state, values)`.
+
+  The metrics come as one array in the order of their sorted names: fetching one array a step is cheaper than several.
+  The state is donated.
+  """
+
+  def train(state: State, constants: Constants, batch: Batch) -> tuple[State, jax.Array]:
+    state, metrics = train_step(method, state, constants, batch)
+    return state, jnp.stack([metrics[name] for name in sorted(metrics)])
+
+  return jax.jit(train, donate_argnums=0, **_outputs(mesh))
+
+
+def metric_names(method: Method, state: State, constants: Constants, batch: Batch) -> list[str]:
+  """The sorted names of what a step measures; nothing is computed."""
+  if method not in _NAMES:
+    _NAMES[method] = sorted(jax.eval_shape(functools.partial(train_step, method), state, constants, batch)[1])
+  return _NAMES[method]
+
+
+_NAMES: dict[Method, list[str]] = {}
 
 
 def _outputs(mesh: Mesh | None) -> dict[str, Any]:

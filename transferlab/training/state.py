@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transferlab.data.loader import Order
 from transferlab.errors import UserError
@@ -136,7 +137,14 @@ class Fitted:
 
 def stack(trees: Sequence[Any], population: bool) -> Any:
   """The trees of all members with a leading axis; the only one as it is where there is no population."""
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if population else trees[0]
+  return jax.tree.map(_stacked, *trees) if population else trees[0]
+
+
+def _stacked(*leaves: Any) -> Any:
+  """On the host: compiling a concatenation for every shape would take longer than the copies."""
+  if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+    return jnp.stack(leaves)
+  return np.stack([np.asarray(leaf) for leaf in leaves])
 
 
 def network_only(variables: Variables) -> Variables:
