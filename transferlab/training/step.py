@@ -83,36 +83,11 @@ def train_step(
   """
   key = jax.random.fold_in(constants['key'], state['step'])
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch['place'])
-  total = functools.partial(lax.psum, axis_name=axis) if axis else lambda values: values
-  devices = lax.psum(1, axis) if axis else 1
-  x = batch['x']
-  if method.augment != (0, False):
-    x = image.augment(x, layers.fold_in(keys, AUGMENTATION), *method.augment)
-  x = preprocessing.apply(x, constants['preprocessing']['shift'], constants['preprocessing']['scale'])
-
-  def loss(trainable: Any) -> tuple[Array, tuple]:
-    params = dict(partition.join(trainable, constants['frozen']))
-    own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
-    outputs, stats = method.network.apply(
-      {'params': params, 'stats': state['stats']},
-      {'x': x, 'example_mask': batch['mask']},
-      train=method.training,
-      statistics=method.moving,
-      key=layers.fold_in(keys, DROPOUT),
-    )
-    progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
-    view = functools.partial(_view, method.network, outputs, batch, params, constants['source'], keys, progress, total)
-    values, measured, term_stats = method.objective(view, own)
-    means = {name: _mean(value, batch['mask'], total, devices) for name, value in values.items()}
-    loss = sum(constants['weights'][name] * mean for name, mean in means.items())
-    if method.classification and not isinstance(batch['label'], Mapping):
-      measured['accuracy'] = accuracy(outputs[method.network.stages[-1]], batch['label'])
-    measured = {name: _mean(value, batch['mask'], total, devices) for name, value in measured.items()}
-    return loss, (means | measured, stats, term_stats)
-
+  loss = functools.partial(_loss, method, state, constants, batch, keys, axis)
   with layers.over_axis(axis):
     (value, (metrics, stats, term_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state['trainable'])
-  value, metrics, gradients = total((value, metrics, gradients))
+  if axis:
+    value, metrics, gradients = lax.psum((value, metrics, gradients), axis)
   trainable, slots, factor = optimizer.update(
     method.optimizer, gradients, state['optimizer'], state['trainable'], constants['hyper'], state['step']
   )
@@ -124,6 +99,41 @@ def train_step(
     'term_stats': {**state['term_stats'], **term_stats},
   }
   return new, {**metrics, 'loss': value, 'rate_factor': factor}
+
+
+def _loss(
+  method: Method, state: State, constants: Constants, batch: Batch, keys: Array, axis: str | None, trainable: Any
+) -> tuple[Array, tuple[dict[str, Array], Any, Any]]:
+  """This device's share of the loss; and of the metrics, the moved statistics, and the terms' state."""
+  total = functools.partial(lax.psum, axis_name=axis) if axis else lambda values: values
+  devices = lax.psum(1, axis) if axis else 1
+  params = dict(partition.join(trainable, constants['frozen']))
+  own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
+  outputs, stats = method.network.apply(
+    {'params': params, 'stats': state['stats']},
+    {'x': _inputs(method, constants, batch, keys), 'example_mask': batch['mask']},
+    train=method.training,
+    statistics=method.moving,
+    key=layers.fold_in(keys, DROPOUT),
+  )
+  progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
+  view = functools.partial(_view, method.network, outputs, batch, params, constants['source'], keys, progress, total)
+  values, measured, term_stats = method.objective(view, own)
+  if method.classification and not isinstance(batch['label'], Mapping):
+    measured['accuracy'] = accuracy(outputs[method.network.stages[-1]], batch['label'])
+  means, measured = (
+    {name: _mean(value, batch['mask'], total, devices) for name, value in group.items()} for group in (values, measured)
+  )
+  loss = sum(constants['weights'][name] * mean for name, mean in means.items())
+  return jnp.asarray(loss), (means | measured, stats, term_stats)
+
+
+def _inputs(method: Method, constants: Constants, batch: Batch, keys: Array) -> Array:
+  """The batch's inputs, augmented and preprocessed."""
+  x = batch['x']
+  if method.augment != (0, False):
+    x = image.augment(x, layers.fold_in(keys, AUGMENTATION), *method.augment)
+  return preprocessing.apply(x, constants['preprocessing']['shift'], constants['preprocessing']['scale'])
 
 
 def _view(
