@@ -188,10 +188,10 @@ def feed_of(prepared: Sequence[Prepared], members: Sequence[Any]) -> Any:
   if settings.parallel.compile == 'pmap':
     return feed.Mapped(arrays[0], orders[0], chosen)
   mesh = parallel.make_mesh(chosen)
-  if settings.target.data.hold == 'stream':
-    return feed.Streamed(arrays[0], orders[0], mesh, settings.target.data.workers)
   cadence = cadence_of(settings)
   room = min(cadence.evaluate, cadence.log, cadence.checkpoint, max(s.steps for s in members[0].stretches))
+  if settings.target.data.hold == 'stream':
+    return feed.Streamed(arrays[0], orders[0], mesh, settings.target.data.workers, room)
   return feed.Held(arrays, orders, mesh, room)
 
 

@@ -82,7 +82,7 @@ def losses(member, kind, count, steps=STEPS):
   order = dataclasses.replace(member.order, rows=-(-member.order.batch_size // count) * count)
   way = {
     'held': lambda: feed.Held([member.arrays], [order], mesh, steps),
-    'streamed': lambda: feed.Streamed(member.arrays, order, mesh, 0),
+    'streamed': lambda: feed.Streamed(member.arrays, order, mesh, 0, 3),
     'mapped': lambda: feed.Mapped(member.arrays, order, chosen),
   }[kind]()
   stretch = member.stretches[0]
@@ -138,9 +138,7 @@ def measured_steps(place):
   found = []
   for given in (batch, padded):
     state = begin(stretch.method, variables['params'], variables['stats'], {}, 0)
-    names = parallel.metric_names(stretch.method, state, constants, given)
-    state, values = parallel.single(stretch.method, None)(state, constants, given)
-    metrics = dict(zip(names, values))
+    state, metrics = parallel.single(stretch.method)(state, constants, given)
     moved = jax.tree.map(lambda new, old: (old - new).ravel(), state['trainable'], variables['params'])
     parts = {'loss': metrics['loss'].reshape(1), 'gradient': moved, 'statistics': state['stats']}
     found.append(
@@ -159,13 +157,14 @@ def measured_moves(place):
   # (devices, compilation, steps after which to stop)
   moving = [(1, 'jit', 3), (8, 'jit', 3), (2, 'pmap', 6), (8, 'pmap', 3), (2, 'jit', 99)]
   routes = {'still': [(1, 'jit', 99)], 'moving': moving}
-  found = {}
+  found, sgd = {}, {'optimizer': 'momentum', 'learning_rate': 0.05}
   for name, route in routes.items():
     for devices, compiled, limit in route:
       values = {
         'network': {'name': 'convnet', 'width': 4, 'blocks': 1, 'features': 8, 'batch_norm': True, 'dropout': 0.2},
         'target': {'data': {'name': 'digits', 'shots': 6, 'validation': 3, 'batch_size': 12}},
-        'phases': [{'train': 'dense|head', 'steps': 9}, {'steps': 9}],
+        # Adam would turn the rounding of a bias in front of BatchNorm, whose gradient is zero, into steps of full size.
+        'phases': [{'train': 'dense|head', 'steps': 9, **sgd}, {'steps': 9, **sgd}],
         'evaluation': {'every': 3},
         'parallel': {'devices': devices, 'compile': compiled},
       }
@@ -265,10 +264,10 @@ def test_a_run_goes_on_on_other_devices():
   assert steps[-1][0] == 18
   for one, other in zip(moving['metrics'], still['metrics'], strict=True):
     loss = 'log_loss' if other['split'] == 'validation' else 'loss'
-    assert one['values'][loss] == pytest.approx(other['values'][loss], rel=1e-4)
+    assert one['values'][loss] == pytest.approx(other['values'][loss], rel=1e-5)
   for which in ('selected', 'last'):
     one, other = (run['results'][which]['test']['log_loss'] for run in (moving, still))
-    assert one == pytest.approx(other, rel=1e-4)
+    assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.long

@@ -62,12 +62,12 @@ class Order:
     """[count] example numbers in the order of one epoch."""
     return _epoch(self.count, epoch, self.seed, None if self.labels is None else self.labels.astype(np.int32).tobytes())
 
-  def batches(self, start: int, count: int) -> dict[str, np.ndarray]:
+  def batches(self, start: int, count: int) -> dict[str, Any]:
     """Steps `start` … `start + count − 1` as rows into the training examples.
 
     Returns:
-      'row' [count, rows], 'mask' (real or padding), 'place' in the global batch, 'view' (the epoch: how often the
-      example was seen before).
+      'row' [count, rows], 'place' in the global batch, 'view' (the epoch: how often the example was seen before), and
+      'mask' (real or padding), which is None where no batch of the whole run has padding.
     """
     steps = np.arange(start, start + count)[:, None]
     place = np.broadcast_to(np.arange(self.rows), (count, self.rows))
@@ -80,11 +80,13 @@ class Order:
       within = steps % per_epoch * self.batch_size + place
       view = np.broadcast_to(steps // per_epoch, within.shape)
       mask = mask & (within < self.count)
-    row = np.zeros(place.shape, np.int64)
-    for epoch in np.unique(view[mask]):
-      chosen = mask & (view == epoch)
-      row[chosen] = self.epoch(int(epoch))[within[chosen]]
-    return {'row': row, 'mask': mask, 'place': place.astype(np.int32), 'view': view.astype(np.int32)}
+    first, last = int(view[0, 0]), int(view[-1, -1])
+    epochs = [self.epoch(epoch) for epoch in range(first, last + 1)]
+    flat = epochs[0] if len(epochs) == 1 else np.concatenate(epochs)
+    row = np.where(mask, flat[(view - first) * self.count + np.minimum(within, self.count - 1)], 0)
+    full = self.rows == self.batch_size and (self.last_batch == 'carry' or self.count % self.batch_size == 0)
+    picks = {'row': row, 'place': place, 'view': view}
+    return {name: value.astype(np.int32) for name, value in picks.items()} | {'mask': None if full else mask}
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,30 +109,42 @@ def gather(arrays: Mapping[str, Any], picks: Mapping[str, Any]) -> Batch:
   return {**taken, **{name: picks[name] for name in ('mask', 'place', 'view')}}
 
 
-def stream(arrays: Mapping[str, Any], order: Order, start: int, workers: int, buffer: int = 8) -> Iterator[Batch]:
-  """The same batches one by one, gathered by grain's threads (or worker processes) ahead of their use."""
+def stream(arrays: Mapping[str, Any], order: Order, start: int, steps: int, workers: int) -> Iterator[Batch]:
+  """The same batches in blocks of `steps`, gathered by grain's threads (or worker processes) ahead of their use.
+
+  Args:
+    start: the step of the first block's first batch.
+
+  Yields:
+    Dicts of arrays [steps, batch, …].
+  """
   import grain
 
-  source = grain.MapDataset.source(_Steps(dict(arrays), order))
-  dataset = source[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=buffer))
+  ahead = max(2, AHEAD // steps)
+  source = grain.MapDataset.source(_Blocks(dict(arrays), order, start, steps))
+  dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead))
   if workers:
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   return iter(dataset)
 
 
+AHEAD = 8  # batches that are prepared while the device works
+
+
 @dataclasses.dataclass(frozen=True)
-class _Steps:
-  """Random access to batches by step, which is what grain wants of a source."""
+class _Blocks:
+  """Random access to blocks of batches, which is what grain wants of a source."""
 
   arrays: dict[str, Any]
   order: Order
+  start: int
+  steps: int
 
   def __len__(self) -> int:
     return np.iinfo(np.int32).max
 
-  def __getitem__(self, step: int) -> Batch:
-    picks = {name: value[0] for name, value in self.order.batches(int(step), 1).items()}
-    return gather(self.arrays, picks)
+  def __getitem__(self, block: int) -> Batch:
+    return gather(self.arrays, self.order.batches(self.start + int(block) * self.steps, self.steps))
 
 
 def evaluation_batches(count: int, batch_size: int) -> Iterator[tuple[slice, Bool[np.ndarray, 'batch']]]:

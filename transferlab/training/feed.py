@@ -4,6 +4,8 @@ The three have one interface and give the same batches. `place` puts a tree wher
 takes it back, `train` runs steps.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -49,7 +51,7 @@ class Held:
   def _picks(self, step: int) -> Any:
     picks = [order.batches(step, self.room) for order in self.orders]
     if self.population:
-      return {name: np.stack([pick[name] for pick in picks]) for name in picks[0]}
+      return jax.tree.map(lambda *leaves: np.stack(leaves), *picks)
     return parallel.place(picks[0], self.mesh, batch_axis=1)
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
@@ -64,12 +66,14 @@ class Held:
 
 
 class Streamed:
-  """One step a call, on batches that grain gathers ahead."""
+  """Blocks of batches that grain gathers ahead; at most `room` steps a call, and few where batches are large."""
 
-  def __init__(self, arrays: dict[str, Any], order: Order, mesh: Mesh | None, workers: int):
+  def __init__(self, arrays: dict[str, Any], order: Order, mesh: Mesh | None, workers: int, room: int):
     self.arrays, self.order, self.mesh, self.workers = arrays, order, mesh, workers
-    self.iterator: Any = None
-    self.position = -1
+    self.steps = max(1, min(room, BLOCK // (order.rows * _bytes(arrays))))
+    self.blocks: Any = None
+    self.block: Any = None
+    self.start = self.stop = 0  # the steps of the block at hand
 
   def place(self, tree: Any) -> Any:
     return parallel.place(tree, self.mesh)
@@ -77,21 +81,35 @@ class Streamed:
   def single(self, tree: Any) -> Any:
     return tree
 
+  def _seek(self, step: int) -> None:
+    """Makes the block at hand the one that holds `step`."""
+    if self.blocks is None or not self.start <= step <= self.stop:
+      self.blocks, self.stop = loader.stream(self.arrays, self.order, step, self.steps, self.workers), step
+    if step == self.stop:
+      self.block = next(self.blocks)
+      self.start, self.stop = step, step + self.steps
+
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
-    if self.position != step:
-      self.iterator = loader.stream(self.arrays, self.order, step, self.workers)
-    train, pieces = parallel.single(method, self.mesh), []
-    names: list[str] = []
-    for _ in range(count):
-      batch = next(self.iterator)
-      # On one device the compiled step takes what it needs of the host's arrays by itself, and faster.
-      batch = batch if self.mesh is None else parallel.place(batch, self.mesh, batch_axis=0)
-      names = names or parallel.metric_names(method, state, constants, batch)
-      state, values = train(state, constants, batch)
-      pieces.append(values)
-    self.position = step + count
-    measured = np.stack(jax.device_get(pieces), axis=1)
-    return state, dict(zip(names, measured))
+    train, pieces, end = parallel.chunk(method, self.mesh, False), [], step + count
+    while step < end:
+      self._seek(step)
+      skipped, taken = step - self.start, min(end, self.stop) - step
+      # A block is rolled rather than cut, so that every call has the same shapes.
+      block = jax.tree.map(functools.partial(np.roll, shift=-skipped, axis=0), self.block) if skipped else self.block
+      placed = parallel.place(block, self.mesh, batch_axis=1)
+      state, metrics = train(state, constants, None, placed, np.int32(taken))
+      pieces.append((metrics, taken))
+      step += taken
+    cut = [{name: values[:taken] for name, values in metrics.items()} for metrics, taken in jax.device_get(pieces)]
+    return state, {name: np.concatenate([piece[name] for piece in cut]) for name in cut[0]}
+
+
+BLOCK = 2**22  # bytes that are streamed in a call, at least a batch
+
+
+def _bytes(arrays: dict[str, Any]) -> int:
+  """Bytes of one example."""
+  return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 class Mapped:
@@ -112,7 +130,7 @@ class Mapped:
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
     train, pieces = parallel.mapped(method, self.chosen), []
     for number in range(step, step + count):
-      picks = {name: value[0] for name, value in self.order.batches(number, 1).items()}
+      picks = jax.tree.map(lambda leaf: leaf[0], self.order.batches(number, 1))
       batch = loader.gather(self.arrays, picks)
       parts = jax.tree.map(lambda leaf: leaf.reshape(len(self.chosen), -1, *leaf.shape[1:]), batch)
       state, metrics = train(state, constants, parts)

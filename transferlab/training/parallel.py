@@ -20,7 +20,7 @@ from transferlab.training.settings import Parallel
 from transferlab.training.step import Batch, Constants, Method, State, begin, train_step
 
 AXIS = 'data'
-Train = Callable[[State, Constants, Batch, Batch, Any], tuple[State, dict[str, jax.Array]]]
+Train = Callable[[State, Constants, Batch | None, Batch, Any], tuple[State, dict[str, jax.Array]]]
 
 
 def devices(parallel: Parallel) -> list[jax.Device]:
@@ -57,56 +57,38 @@ def beginning(method: Method, population: bool) -> Callable[[Any, Any], State]:
 def chunk(method: Method, mesh: Mesh | None, population: bool) -> Train:
   """Many steps in one call: `train(state, constants, arrays, picks, count)`.
 
-  The batches are gathered from the arrays that are held, one step after the other, for the first `count` of the picks
-  [steps, batch] (`Order.batches`). Returns the state and the metrics [steps]. `count` is an argument, so chunks of
-  every length share one compilation. In a population every argument but `count` has a leading axis of members. The
-  state is donated.
+  One batch after the other, the first `count` of `picks` [steps, batch]: places in `arrays`, from which the batch is
+  gathered (`Order.batches`); or, where `arrays` is None, whole batches [steps, batch, …] (`loader.stream`). Returns
+  the state and the metrics [steps]. `count` is an argument, so chunks of every length share one compilation. In a
+  population every argument but `count` has a leading axis of members. The state is donated.
   """
 
   def train(
-    state: State, constants: Constants, arrays: Batch, picks: Batch, count: jax.Array
+    state: State, constants: Constants, arrays: Batch | None, picks: Batch, count: jax.Array
   ) -> tuple[State, dict[str, jax.Array]]:
     def step(state: State, index: jax.Array | int) -> tuple[State, dict[str, jax.Array]]:
-      pick = {name: lax.dynamic_index_in_dim(leaf, index, keepdims=False) for name, leaf in picks.items()}
-      return train_step(method, state, constants, gather(arrays, pick))
+      pick = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), picks)
+      return train_step(method, state, constants, pick if arrays is None else gather(arrays, pick))
 
-    room = picks['row'].shape[0]
-    shapes = jax.eval_shape(step, state, 0)[1]
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), shapes)
+    names = sorted(jax.eval_shape(step, state, 0)[1])
 
-    def body(index: jax.Array, carry: tuple) -> tuple:
+    def body(index: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
       state, measured = step(carry[0], index)
-      return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), carry[1], measured)
+      # One row of all metrics: writing each into an array of its own costs a small step visibly more.
+      return state, carry[1].at[index].set(jnp.stack([measured[name] for name in names]))
 
-    return lax.fori_loop(0, count, body, (state, metrics))
+    table = jnp.zeros((picks['place'].shape[0], len(names)), jnp.result_type(float))
+    state, table = lax.fori_loop(0, count, body, (state, table))
+    return state, dict(zip(names, table.T))
 
   mapped = jax.vmap(train, in_axes=(0, 0, 0, 0, None)) if population else train
   return jax.jit(mapped, donate_argnums=0, **_outputs(mesh))
 
 
 @functools.lru_cache(maxsize=64)
-def single(method: Method, mesh: Mesh | None) -> Any:
-  """One step in one call, for batches that are streamed: `train(state, constants, batch) -> (state, values)`.
-
-  The metrics come as one array in the order of their sorted names: fetching one array a step is cheaper than several.
-  The state is donated.
-  """
-
-  def train(state: State, constants: Constants, batch: Batch) -> tuple[State, jax.Array]:
-    state, metrics = train_step(method, state, constants, batch)
-    return state, jnp.stack([metrics[name] for name in sorted(metrics)])
-
-  return jax.jit(train, donate_argnums=0, **_outputs(mesh))
-
-
-def metric_names(method: Method, state: State, constants: Constants, batch: Batch) -> list[str]:
-  """The sorted names of what a step measures; nothing is computed."""
-  if method not in _NAMES:
-    _NAMES[method] = sorted(jax.eval_shape(functools.partial(train_step, method), state, constants, batch)[1])
-  return _NAMES[method]
-
-
-_NAMES: dict[Method, list[str]] = {}
+def single(method: Method) -> Any:
+  """One step on one batch, compiled by itself: what a step costs is read from this one. The state is donated."""
+  return jax.jit(functools.partial(train_step, method), donate_argnums=0)
 
 
 def _outputs(mesh: Mesh | None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def shapes_of(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any
 def cost(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any) -> Cost:
   """What one step of a phase costs; arguments as in `shapes_of`."""
   state, constants, batch = shapes_of(stretch, shapes, arrays, rows, record)
-  compiled = parallel.single(stretch.method, None).lower(state, constants, batch).compile()
+  compiled = parallel.single(stretch.method).lower(state, constants, batch).compile()
   memory = compiled.memory_analysis()
   total = (
     memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
