@@ -1,6 +1,12 @@
 """What several test files share: a few steps of real training on arrays, without files or command line."""
 
+import os
 from types import SimpleNamespace
+
+if found := os.environ.get('TRANSFERLAB_TEST_DATA'):
+  # Where configs look for what has to be fetched; before anything reads it.
+  os.environ['TFDS_DATA_DIR'] = os.path.join(found, 'tfds')
+  os.environ['TRANSFERLAB_DATA'] = os.path.join(found, 'tabular')
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +15,7 @@ import pytest
 
 import transferlab
 from transferlab import config, main
+from transferlab.data.augmentation import Augment
 from transferlab.data.examples import Info
 from transferlab.data.loader import Order
 from transferlab.training import methods, phases
@@ -22,8 +29,8 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
   info = Info('table', 'classification', classes=tuple(map(str, range(classes))))
   checked = [config.validate(Phase, phase) for phase in run_phases]
   lengths = [phases.length(phase, len(x), 8, 'carry') for phase in checked]
-  example = methods.example_of(np.asarray(x), np.asarray(label))
-  return methods.stretches(network, checked, lengths, objective, info, (0, False), example)
+  example = methods.example_of(np.shape(x)[1:], np.asarray(label), Augment(), info)
+  return methods.stretches(network, checked, lengths, objective, info, Augment(), example)
 
 
 @pytest.fixture(scope='module')

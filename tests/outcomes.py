@@ -19,6 +19,7 @@ def outcome(place):
   predictions = {file.name: file.read_text() for file in (place / 'predictions').iterdir()}
   for record in (*lines, results):
     del record['seconds']
+    record.pop('waited', None)
   return {
     'arrays': arrays,
     # Where frozen leaves lie is no part of what was learnt.

@@ -113,9 +113,10 @@ def _described(functions: dict[str, Callable]) -> list[str]:
 
 
 def _data() -> list[str]:
-  from transferlab.data import sources
+  from transferlab.data import bundled, settings, sources
 
-  return [f'{name}  {(read.__doc__ or "").strip().splitlines()[0]}' for name, read in sources.SOURCES.items()]
+  readers = bundled.READERS | {shown: sources.SOURCES[kind] for kind, shown in settings.FILES.items()}
+  return [f'{name}  {(read.__doc__ or "").strip().splitlines()[0]}' for name, read in readers.items()]
 
 
 def _optimizers() -> list[str]:
@@ -188,10 +189,11 @@ def _dry_run(settings: Run) -> list[str]:
 def _data_lines(prepared: Prepared) -> list[str]:
   loaded, data = prepared.loaded, prepared.run.target.data
   sizes = ', '.join(f'{len(rows)} {name}' for name, rows in loaded.splits.items())
-  shape = 'x'.join(map(str, loaded.examples.arrays['x'].shape[1:]))
+  shape = 'x'.join(map(str, prepared.record.get('input_shape', ['text'])))
   return [
     f'{data.name} ({loaded.info.origin}): {loaded.info.task}, inputs {shape}, {loaded.info.outputs} outputs',
     f'{sizes}; labels used: {sum(loaded.labels.values())}',
+    *loaded.info.notes,
   ]
 
 
@@ -200,8 +202,8 @@ def _phase_lines(prepared: Prepared) -> list[str]:
 
   from transferlab.training import report
 
-  examples, record = prepared.loaded.examples, prepared.record
-  arrays = {name: examples.arrays[name] for name in ('x', 'label')}
+  record = prepared.record
+  arrays = prepared.loaded.arrays(prepared.loaded.splits['train'], record)
   own = {name: np.asarray(record[name], np.float32) for name in ('shift', 'scale')}
   lines = ['phases (operations and memory of one step, as the compiler reports them)']
   for stretch in prepared.stretches:

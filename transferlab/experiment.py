@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from transferlab import config, folder, paths
 from transferlab.errors import Interrupted
 from transferlab.preparation import FORMAT, Prepared, Run, Weights, prepare, start
@@ -192,7 +194,9 @@ def feed_of(prepared: Sequence[Prepared], members: Sequence[Any]) -> Any:
   room = min(cadence.evaluate, cadence.log, cadence.checkpoint, max(s.steps for s in members[0].stretches))
   if settings.target.data.hold == 'stream':
     return feed.Streamed(arrays[0], orders[0], mesh, settings.target.data.workers, room)
-  return feed.Held(arrays, orders, mesh, room)
+  # What is read on demand is read now: training holds all of it on the device.
+  held = [{**own, 'x': np.asarray(own['x'])} for own in arrays]
+  return feed.Held(held, orders, mesh, room)
 
 
 class RunFolder:
@@ -227,9 +231,11 @@ class RunFolder:
     frozen = {path: digest for path, digest in progress.digests[0].items() if path not in trainable}
     self.writer.save(progress.step, tree, {**dataclasses.asdict(progress), **self.fixed}, frozen)
 
-  def line(self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float) -> None:
+  def line(
+    self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float, waited: float | None
+  ) -> None:
     """See `Saver`."""
-    self.metrics.write(step, phase, split, values, seconds)
+    self.metrics.write(step, phase, split, values, seconds, waited)
 
   def close(self) -> None:
     """Waits for what is being written."""

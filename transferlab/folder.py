@@ -153,9 +153,13 @@ class Metrics:
     self._events: Any = None
     self._resume_step = resume_step
 
-  def write(self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float) -> None:
-    """Adds a line. `seconds` is the one field outside bit-identity."""
+  def write(
+    self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float, waited: float | None = None
+  ) -> None:
+    """Adds a line. `seconds`, and the share of time `waited` for streamed data, are outside bit-identity."""
     line = {'step': step, 'phase': phase, 'split': split, 'values': dict(values), 'seconds': round(seconds, 3)}
+    if waited is not None:
+      line['waited'] = round(waited, 3)
     self._file.write(json.dumps(line, allow_nan=False) + '\n')
     if self._events is None:
       self._events = _event_writer(self.path.parent / 'events', self._resume_step)

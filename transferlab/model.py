@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from transferlab import config, experiment, folder, results
-from transferlab.data.sources import Data
+from transferlab.data.settings import Data
+from transferlab.data.sources import centred
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
 from transferlab.preparation import Prepared, Run, Weights, prepare
@@ -38,6 +39,8 @@ class Model:
     x, shape = np.asarray(x), tuple(self.prepared.record['input_shape'])
     if x.shape[1:] == shape[:-1] and shape[-1] == 1:
       x = x[..., None]
+    if x.ndim == 4 and x.shape[1] >= shape[0] and x.shape[2] >= shape[1]:
+      x = centred(x, self.prepared.loaded.crop)
     if x.shape[1:] != shape:
       raise UserError(f'inputs of shape {list(x.shape[1:])}; the network was trained on {list(shape)}')
     if x.dtype.kind == 'f' and not np.isfinite(x).all():
@@ -78,8 +81,7 @@ class Model:
     if split != 'all' and split not in loaded.splits:
       raise UserError(f'{data.name} has no split {split!r} here; there are {", ".join([*loaded.splits, "all"])}')
     rows = np.arange(len(loaded.examples)) if split == 'all' else loaded.splits[split]
-    taken = loaded.examples.take(rows).arrays
-    return taken['x'], taken['label'], taken['id'], mine
+    return *loaded.evaluated(rows, self.prepared.record), mine
 
 
 def load(workdir: Any, which: str = 'selected') -> Model:

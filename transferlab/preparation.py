@@ -6,6 +6,7 @@ Reads data; writes nothing.
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ import pydantic
 
 from transferlab import config, paths, transplant
 from transferlab.config import OUTSIDE, Positive, Schema, Seed
-from transferlab.data import preprocessing
+from transferlab.data import encoding, preprocessing
 from transferlab.data.loader import Order
-from transferlab.data.sources import Data, Loaded, load
+from transferlab.data.settings import FILES, Data
+from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
 from transferlab.evaluation import metrics
 from transferlab.evaluation.baselines import Baseline
@@ -206,7 +208,8 @@ def _without_folders(values: Any) -> Any:
     }
   if isinstance(values, list):
     return [_without_folders(value) for value in values]
-  return f'npz:{_basename(values)}' if isinstance(values, str) and values.startswith('npz:') else values
+  kind, colon, path = values.partition(':') if isinstance(values, str) else ('', '', '')
+  return f'{kind}:{_basename(path)}' if colon and kind in FILES and kind != 'tfds' else values
 
 
 def source_run(run: Run) -> Run:
@@ -235,6 +238,8 @@ def prepare(run: Run) -> Prepared:
   loaded = load(run.target.data, run.seed)
   _check_choices(run, loaded)
   record = loaded.preprocessing
+  if loaded.info.kind == 'text':
+    raise UserError(f'{run.target.data.name} holds texts, which no network reads yet; see data.hash')
   if run.baseline is not None:
     return Prepared(run, loaded, record)
   source = (
@@ -247,8 +252,8 @@ def prepare(run: Run) -> Prepared:
   given = source.record if source is not None else weights.preprocessing if weights is not None else None
   if given is not None and run.target.preprocessing == 'source':
     record, notes = preprocessing.reuse(given, record)
-  network, stretches = _network_and_phases(run, loaded)
-  _check_sets(run, loaded)
+  network, stretches = _network_and_phases(run, loaded, record)
+  _check_sets(run, loaded, record)
   plan = None
   if run.source is not None and given is not None:
     shapes = source.network.shapes() if source is not None else weights.variables  # type: ignore[union-attr]
@@ -269,23 +274,34 @@ def _prepared_source(run: str) -> Prepared:
   return prepare(Run.model_validate_json(run))
 
 
-def _network_and_phases(run: Run, loaded: Loaded) -> tuple[Any, list[Any]]:
+def _network_and_phases(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> tuple[Any, list[Any]]:
   from transferlab.networks import network as networks
   from transferlab.training import methods
 
   assert run.network is not None
   info, data = loaded.info, run.target.data
-  x, label = loaded.examples.arrays['x'], loaded.examples.arrays['label']
   outputs = {task: own.outputs for task, own in info.tasks.items()} or info.outputs
-  network = networks.build(run.network.name, run.network.model_extra or {}, x.shape[1:], outputs)
+  options = {**(run.network.model_extra or {}), **_categories(run.network.name, record)}
+  network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs)
   _check_size(run.network.name, network)
   lengths = [length(phase, len(loaded.splits['train']), data.batch_size, data.last_batch) for phase in run.phases]
-  augment = (data.augment.shift, data.augment.flip)
-  example = methods.example_of(x, label)
-  stretches = methods.stretches(network, run.phases, lengths, run.objective, info, augment, example)
+  example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
+  stretches = methods.stretches(network, run.phases, lengths, run.objective, info, data.augment, example)
   if run.source is None and any(stretch.method.objective.needs_source for stretch in stretches):
     raise UserError('config.objective: a term pulls towards the source (l2_sp), but config.source is missing')
   return network, stretches
+
+
+def _categories(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+  """The option by which a network learns of columns that hold numbers of categories."""
+  from transferlab.networks import network as networks
+
+  codes = encoding.widths(record.get('encoding', []))
+  if not codes:
+    return {}
+  if 'categories' not in inspect.signature(networks.network_function(name)).parameters:
+    raise UserError(f"data.categorical='embedding': network {name!r} embeds no categories; nearest: mlp")
+  return {'categories': [list(item) for item in sorted(codes.items())]}
 
 
 def _check_size(name: str, network: Any) -> None:
@@ -314,20 +330,22 @@ def _check_choices(run: Run, loaded: Loaded) -> None:
     raise UserError('early_stop needs validation data: set config.target.data.validation')
 
 
-def _check_sets(run: Run, loaded: Loaded) -> None:
+def _check_sets(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> None:
   """That further evaluation sets fit the network, and that there are as many devices as asked for."""
   from transferlab.training import parallel
 
   parallel.devices(run.parallel)
-  shape, info = loaded.examples.arrays['x'].shape[1:], loaded.info
+  shape, info = record['input_shape'], loaded.info
   for name, data in run.evaluation.sets.items():
     if name in loaded.splits:
       raise UserError(f'config.evaluation.sets.{name}: the target has a split of that name')
     other = load(data, run.seed)
-    if (other.info.task, other.info.outputs, other.examples.arrays['x'].shape[1:]) != (info.task, info.outputs, shape):
+    # Encoded tables take the target's columns, whatever else they hold.
+    inputs = shape if 'encoding' in record else other.preprocessing.get('input_shape')
+    if (other.info.task, other.info.outputs, inputs) != (info.task, info.outputs, shape):
       raise UserError(
         f'config.evaluation.sets.{name}: {other.info.task} with {other.info.outputs} outputs and inputs '
-        f'{list(other.examples.arrays["x"].shape[1:])}; the target is {info.task} with {info.outputs} and {list(shape)}'
+        f'{inputs}; the target is {info.task} with {info.outputs} and {shape}'
       )
 
 
@@ -362,7 +380,6 @@ def start(prepared: Prepared, weights: Weights | None) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from transferlab.data.loader import training_arrays
   from transferlab.training.state import Member
   from transferlab.training.step import NETWORK
 
@@ -372,7 +389,7 @@ def start(prepared: Prepared, weights: Weights | None) -> Any:
     variables = transplant.apply(prepared.plan, weights.variables, variables)
     start_point = transplant.start_point(prepared.plan, variables['params'])
   record: Mapping[str, Any] = {name: jnp.asarray(prepared.record[name], jnp.float32) for name in ('shift', 'scale')}
-  arrays = training_arrays(prepared.loaded.examples, prepared.loaded.splits['train'])
+  arrays = prepared.loaded.arrays(prepared.loaded.splits['train'], prepared.record)
   return Member(prepared.stretches, variables, start_point, arrays, prepared.order(), dict(record), prepared.seed)
 
 

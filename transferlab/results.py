@@ -34,9 +34,7 @@ def arrays_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def split(prepared: Prepared, name: str) -> tuple[np.ndarray, Any, np.ndarray]:
   """(x, label, id) of a split, not preprocessed."""
-  rows = prepared.loaded.splits[name]
-  taken = prepared.loaded.examples.take(rows).arrays
-  return taken['x'], taken['label'], taken['id']
+  return prepared.loaded.evaluated(name, prepared.record)
 
 
 def measure(names: Sequence[str] | None, outputs: Any, labels: Any, info: Info) -> dict[str, Any]:
@@ -89,9 +87,7 @@ def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, A
   if not test:
     return found
   for name, data in prepared.run.evaluation.sets.items():
-    loaded = load(data, prepared.seed)
-    taken = loaded.examples.take(loaded.splits['test']).arrays
-    found[name] = taken['x'], taken['label'], taken['id']
+    found[name] = load(data, prepared.seed).evaluated('test', prepared.record)
   return found
 
 
@@ -124,7 +120,8 @@ def baseline_outputs(prepared: Prepared, names: Sequence[str]) -> tuple[dict[str
   baseline, info = prepared.run.baseline, prepared.loaded.info
   assert baseline is not None
   shift, scale = (np.asarray(prepared.record[name], np.float32) for name in ('shift', 'scale'))
-  inputs = {name: preprocessing.apply(split(prepared, name)[0], shift, scale) for name in {'train', *names}}
+  raw = {name: np.asarray(split(prepared, name)[0]) for name in {'train', *names}}
+  inputs = {name: preprocessing.apply(x, shift, scale) for name, x in raw.items()}
   labels = {name: split(prepared, name)[1] for name in {'train', *names}}
   classes = None if info.task == 'regression' else max(2, len(info.classes))
   predict = baselines.fit(baseline, inputs['train'], labels['train'], num_classes=classes, seed=prepared.seed)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from transferlab.data.augmentation import Augment
 from transferlab.data.examples import Info
 from transferlab.networks import network as networks
 from transferlab.training import methods, report
@@ -47,7 +48,8 @@ def with_split(**phase: Any) -> tuple[float, float, float]:
   settings = Phase(steps=1, optimizer='adamw', **phase)
   x, y = jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
   info = Info('table', 'classification', tuple(map(str, range(CLASSES))))
-  stretch = methods.stretches(NETWORK, [settings], [1], None, info, (0, False), methods.example_of(x, y))[0]
+  example = methods.example_of((WIDTH,), y, Augment(), info)
+  stretch = methods.stretches(NETWORK, [settings], [1], None, info, Augment(), example)[0]
   record = {'shift': jax.ShapeDtypeStruct((WIDTH,), jnp.float32), 'scale': jax.ShapeDtypeStruct((WIDTH,), jnp.float32)}
   record = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), record)
   cost = report.cost(stretch, NETWORK.shapes(), {'x': x, 'label': y}, BATCH, record)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from transferlab.data.augmentation import Augment
 from transferlab.data.examples import Info
 from transferlab.data.loader import Order, stream
 from transferlab.networks import network as networks
@@ -48,9 +49,9 @@ def data() -> dict[str, np.ndarray]:
 def ours(network: Any, variables: Any, arrays: dict, order: Order, steps: int, streaming: bool) -> Callable[[], Any]:
   """The program's loop, set up once; each call trains `steps` steps."""
   info = Info('image', 'classification', tuple(map(str, range(10))), high=255.0)
-  example = methods.example_of(arrays['x'], arrays['label'])
+  example = methods.example_of((28, 28, 1), arrays['label'], Augment(), info)
   phase = Phase(steps=steps, optimizer='adam', learning_rate=1e-3)
-  stretches = methods.stretches(network, [phase], [steps], None, info, (0, False), example)
+  stretches = methods.stretches(network, [phase], [steps], None, info, Augment(), example)
   record = {'shift': jnp.zeros(1), 'scale': jnp.full(1, 255.0)}
   member = Member(stretches, variables, None, arrays, order, record, 0)
   cadence = Cadence(evaluate=steps, log=min(LOG, steps), checkpoint=steps)

@@ -5,14 +5,17 @@ import pickle
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import sklearn.datasets
 
 from transferlab.config import identity, validate
-from transferlab.data import sources
+from transferlab.data import folders, image, settings, sources
+from transferlab.data.augmentation import Augment
+from transferlab.data.columns import Column
 from transferlab.data.examples import digest
-from transferlab.data.sources import Augment, Data, load
+from transferlab.data.sources import Data, load
 from transferlab.errors import UserError
 
 
@@ -308,7 +311,7 @@ def test_a_class_without_training_examples_is_refused(tmp_path):
     ({'name': 'digits', 'classes': [1, 2, 1]}, 'config.classes: should name at least one, and none twice'),
     ({'name': 'digits', 'classes': []}, 'config.classes'),
     ({'name': 'digits', 'classes': [4]}, 'at least two, unless relabel=False'),
-    ({'name': 'digits', 'label': 'y'}, 'keys of npz files'),
+    ({'name': 'digits', 'label': 'y'}, 'label is for npz, tfds, csv, tsv, jsonl, and there is none in .digits.'),
     ({'name': 'digits', 'validation': 1.5}, 'config.validation: input should be less than 1'),
     ({'name': 'digits', 'augment': {'shfit': 1}}, 'config.augment.shfit: no such key; nearest: shift'),
   ],
@@ -323,8 +326,8 @@ def test_how_batches_are_held_is_no_part_of_the_identity():
   assert identity(Data(name='iris', noise=0.1)) != identity(Data(name='iris'))
 
 
-def test_every_source_is_named_as_its_function():
-  assert all(name == function.__name__ for name, function in sources.SOURCES.items())
+def test_every_source_that_a_config_may_name_has_a_reader():
+  assert set(sources.SOURCES) == {*settings.BUNDLED, *settings.FILES}
 
 
 def test_usps_loads_whole_and_stays_bytes():
@@ -338,3 +341,199 @@ def test_usps_loads_whole_and_stays_bytes():
     np.testing.assert_array_equal(loaded.examples.arrays['label'], arrays['label'])
   assert loaded.examples.arrays['x'].dtype == np.uint8
   assert np.bincount(loaded.examples.arrays['label'][loaded.splits['test']]).tolist() == [220] * 10
+
+
+# ------------------------------------------------------------------------------- parts, and what is read when asked for
+PARTS = {'train': 20, 'validation': 6, 'test': 10}
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """`photos(parts)`: the name of a folder of random images in two classes, and all of them in their order."""
+
+  def make(parts=PARTS):
+    values = np.random.default_rng(0).integers(0, 256, (sum(parts.values()), 4, 5, 3)).astype(np.uint8)
+    row = 0
+    for part in sorted(parts):
+      for number in range(parts[part]):
+        # By class and then by name, as they will be read.
+        file = tmp_path / 'photos' / part / ('a' if number < parts[part] / 2 else 'b') / f'{number:02}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), values[row][..., ::-1])
+        row += 1
+    return f'folder:{tmp_path / "photos"}', values
+
+  return make
+
+
+def _places(parts):
+  """Ids by the name of the part: parts stand in the order of their names."""
+  starts = np.cumsum([0, *(parts[part] for part in sorted(parts))])
+  return {part: [*range(starts[i], starts[i + 1])] for i, part in enumerate(sorted(parts))}
+
+
+@pytest.mark.parametrize(
+  ('options', 'train', 'validation', 'test'),
+  [
+    ({}, ['train'], None, ['test']),
+    ({'validation': 'validation'}, ['train'], ['validation'], ['test']),
+    ({'test': 'validation'}, ['train'], None, ['validation']),
+    ({'test': 'validation', 'validation': 'test'}, ['train'], ['test'], ['validation']),
+    ({'train': 'train+validation'}, ['train', 'validation'], None, ['test']),
+    ({'train': 'test'}, ['test'], None, ['validation']),
+    ({'validation': 'test'}, ['train'], ['test'], ['validation']),
+    ({'train': 'test', 'test': 'train'}, ['test'], None, ['train']),
+  ],
+)
+def test_parts_are_trained_on_chosen_with_and_tested_on_as_named(photos, options, train, validation, test):
+  name, _ = photos()
+  places, loaded = _places(PARTS), load(Data(name=name, **options), 0)
+  for split, parts in (('train', train), ('validation', validation), ('test', test)):
+    if parts is None:
+      assert split not in loaded.splits
+    else:
+      assert _ids(loaded, split) == {row for part in parts for row in places[part]}
+  assert loaded.labels == {split: len(loaded.splits[split]) for split in loaded.splits if split != 'test'}
+
+
+def test_slices_of_parts_are_those_of_python(photos):
+  name, _ = photos()
+  rows = _places(PARTS)
+  loaded = load(Data(name=name, train='train[25%:]+test[:-4]', validation='train[1:25%]', test='test[-4:]'), 0)
+  assert _ids(loaded, 'train') == {*rows['train'][5:], *rows['test'][:-4]}
+  assert _ids(loaded, 'validation') == set(rows['train'][1:5])
+  assert _ids(loaded, 'test') == set(rows['test'][-4:])
+
+
+def test_without_a_test_part_the_validation_part_is_tested_on_unless_it_is_named_to_choose_with(photos):
+  parts = {'train': 20, 'val': 6}
+  name, _ = photos(parts)
+  rows = _places(parts)
+  assert _ids(load(Data(name=name), 0), 'test') == set(rows['val'])
+  loaded = load(Data(name=name, validation='val', test=0.2), 0)
+  assert _ids(loaded, 'validation') == set(rows['val'])
+  assert len(_ids(loaded, 'test')) == 4
+  assert _ids(loaded, 'train') | _ids(loaded, 'test') == set(rows['train'])
+  cut = load(Data(name=name, validation=0.2), 0)
+  assert _ids(cut, 'test') == set(rows['val'])
+  assert _ids(cut, 'train') | _ids(cut, 'validation') == set(rows['train'])
+
+
+def test_a_slice_of_data_without_parts_is_of_all_of_them():
+  loaded = load(Data(name='digits', train='all[:1000]', test='all[1000:]'), 0)
+  assert (_ids(loaded, 'train'), _ids(loaded, 'test')) == (set(range(1000)), set(range(1000, 1797)))
+  rest = load(Data(name='digits', train='all[:1000]', test=0.2), 0)
+  assert _ids(rest, 'train') | _ids(rest, 'test') == set(range(1000))
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'test': 'tset'}, "unknown data.test 'tset'; nearest: test"),
+    ({'train': 'train[:50%'}, "data.train: 'train.:50%' is no slice"),
+    ({'test': 'train[80%:]'}, '4 examples are in both the train and the test split'),
+    ({'validation': 'train[:2]'}, '2 examples are in both the train and the validation split'),
+    ({'validation': 'validation[:60%]', 'test': 'validation[40%:]'}, 'in both the validation and the test split'),
+    ({'train': 'train[:0]'}, 'holds none of the 20 examples'),
+    ({'train': 'train[:5]'}, "class 'b' has no training example"),
+  ],
+)
+def test_parts_that_overlap_or_do_not_exist_are_refused(photos, options, message):
+  _refused(message, photos()[0], **options)
+
+
+@pytest.mark.parametrize('hold', ['device', 'stream'])
+def test_what_is_read_on_demand_is_the_whole_of_it_in_every_subset(photos, hold):
+  name, values = photos()
+  loaded = load(Data(name=name, half=1, classes=[1, 0], hold=hold), 0)
+  x, ids = loaded.examples.arrays['x'], loaded.examples.arrays['id']
+  assert isinstance(x, Column)
+  np.testing.assert_array_equal(np.asarray(x), values[ids])
+  for split, rows in loaded.splits.items():
+    np.testing.assert_array_equal(loaded.arrays(rows, loaded.preprocessing)['x'][:], values[ids[rows]], split)
+  # The first half of each part is of class a, which here is the second.
+  first = {row for rows in _places(PARTS).values() for row in rows[: (len(rows) + 1) // 2]}
+  assert loaded.examples.arrays['label'].tolist() == [int(row in first) for row in ids.tolist()]
+  assert load(Data(name=name), 0).digest == loaded.digest
+
+
+def test_held_images_are_decoded_once_and_streamed_ones_whenever_they_are_asked_for(photos, monkeypatch):
+  name, values = photos({'train': 20, 'test': 10})
+  read = []
+  one = folders.Images.one
+  monkeypatch.setattr(folders.Images, 'one', lambda images, row: read.append(row) or one(images, row))
+  for hold, times in (('device', 1), ('stream', 3)):
+    read.clear()
+    for noise in (0.0, 0.1, 0.2):
+      np.asarray(load(Data(name=name, hold=hold, noise=noise), 0).examples.arrays['x'])
+    assert np.bincount(read).tolist() == [times] * len(values)
+
+
+def test_what_does_not_fit_the_memory_is_to_be_streamed(photos, monkeypatch):
+  name, values = photos({'train': 20, 'test': 10})
+  monkeypatch.setattr(os, 'sysconf', lambda what: 1 if what == 'SC_PAGE_SIZE' else 2 * values.size - 1)
+  _refused("GiB of memory; data.hold='stream' reads it as it goes", name)
+  assert len(load(Data(name=name, hold='stream'), 0).examples) == len(values)
+
+
+@pytest.mark.parametrize('hold', ['device', 'stream'])
+def test_images_read_on_demand_are_corrupted_as_the_same_images_in_memory(photos, hold):
+  name, values = photos({'train': 20, 'test': 10})
+  options = {'noise': 0.2, 'rotation': 30.0, 'contrast': 0.5}
+  loaded = load(Data(name=name, hold=hold, corruption_seed=3, **options), 0)
+  expected = image.corrupt(values, np.arange(len(values)), loaded.info, seed=3, **options)
+  assert (expected != values).mean() > 0.9
+  np.testing.assert_array_equal(np.asarray(loaded.examples.arrays['x']), expected)
+  half = load(Data(name=name, hold=hold, corruption_seed=3, half=1, **options), 5).examples.arrays
+  np.testing.assert_array_equal(half['x'][::-1], expected[half['id'][::-1]])
+  assert loaded.digest == load(Data(name=name), 0).digest
+  again = pickle.loads(pickle.dumps(loaded.examples.arrays['x'])) if hold == 'stream' else loaded.examples.arrays['x']
+  np.testing.assert_array_equal(again[[7, 3]], expected[[7, 3]])
+
+
+def test_moments_of_images_read_on_demand_are_those_of_the_training_part(photos):
+  name, values = photos()
+  train = values[_places(PARTS)['train']].astype(np.float64)
+  record = load(Data(name=name, standardize=True, hold='stream'), 0).preprocessing
+  np.testing.assert_allclose(record['shift'], train.mean(axis=(0, 1, 2)), rtol=1e-12)
+  np.testing.assert_allclose(record['scale'], train.std(axis=(0, 1, 2)), rtol=1e-12)
+  assert record['input_shape'] == [4, 5, 3]
+
+
+def test_named_statistics_are_shares_of_the_range(photos, tmp_path):
+  name, _ = photos()
+  record = load(Data(name=name, statistics='imagenet'), 0).preprocessing
+  np.testing.assert_allclose(
+    record['shift'], [123.675, 116.28, 103.53], rtol=1e-12
+  )  # as torchvision has them, times 255
+  np.testing.assert_allclose(record['scale'], [58.395, 57.12, 57.375], rtol=1e-12)
+  plain = load(Data(name=name), 0).preprocessing
+  assert (plain['shift'], plain['scale']) == ([0.0] * 3, [255.0] * 3)
+  _refused("statistics='mnist' is for 1 channels, and the images have 3", name, statistics='mnist')
+  _refused("statistics='imagenet' is for 3 channels, and the images have 1", 'digits', statistics='imagenet')
+  grey = load(Data(name='digits', statistics='mnist'), 0).preprocessing
+  np.testing.assert_allclose([grey['shift'], grey['scale']], [[0.1307 * 16], [0.3081 * 16]], rtol=1e-12)
+  _refused('data.statistics is for images', 'iris', statistics='imagenet')
+  with pytest.raises(UserError, match='statistics and standardize exclude each other'):
+    validate(Data, {'name': 'digits', 'statistics': 'mnist', 'standardize': True})
+  with pytest.raises(UserError, match="unknown statistics 'imagnet'; nearest: imagenet"):
+    validate(Data, {'name': 'digits', 'statistics': 'imagnet'})
+
+
+def test_a_crop_for_evaluation_is_the_centre_of_what_is_read_on_demand(photos):
+  name, values = photos()
+  loaded = load(Data(name=name, augment=Augment(crop=2)), 0)
+  assert loaded.preprocessing['input_shape'] == [2, 2, 3]
+  x, label, ids = loaded.evaluated('test', loaded.preprocessing)
+  np.testing.assert_array_equal(np.asarray(x), values[ids][:, 1:3, 1:3])
+  assert (x.shape, len(label)) == ((10, 2, 2, 3), 10)
+
+
+def test_a_folder_that_changes_is_read_again_and_damaged_files_are_noted_or_refused(photos, tmp_path):
+  name, values = photos({'train': 20, 'test': 10})
+  first = load(Data(name=name), 0)
+  (tmp_path / 'photos' / 'train' / 'a' / 'zz.png').write_bytes(b'no image')
+  _refused(r"zz.png is no image that can be read; data.corrupt='skip' leaves such files out", name)
+  second = load(Data(name=name, corrupt='skip'), 0)
+  assert second.info.notes == (f'skipped: {tmp_path}/photos/train/a/zz.png is no image that can be read',)
+  assert (second.digest, len(second.examples)) == (first.digest, len(values))

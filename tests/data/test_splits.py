@@ -1,7 +1,10 @@
 """Splits: what is disjoint, what is contained in what, and what stays the same when something else changes."""
 
+import contextlib
+
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from transferlab.data import splits
 from transferlab.errors import UserError
@@ -98,3 +101,77 @@ def test_an_empty_half_or_test_split_is_an_error():
     splits.halves(one, one, 1, 0)
   with pytest.raises(UserError, match=r'test=0\.9: the split would be empty'):
     splits.cut_test(one, one, 0.9, 0)
+
+
+PARTS = {'train': np.arange(40), 'test': np.arange(40, 51), 'extra': np.arange(51, 58), 'one': np.array([58])}
+
+
+@pytest.mark.parametrize(
+  'spec',
+  ['train', 'train[:80%]', 'train[80%:]', 'test[:50%]', 'test[50%:]', 'test[33%:67%]', 'train[10:]', 'train[:10]',
+   'train[3:7]', 'train[-4:]', 'train[:-4]', 'train[-25%:]', 'train[:-25%]', 'train[-8:-2]',
+   'train[:2%]+train[98%:]', 'train+test', 'test[5:]+train[:2]', ' train [ :3 ] ', 'extra[1:]', 'one[:51%]+test',
+   *(f'extra[{p}%:]' for p in range(0, 92, 7)), *(f'test[:{p}%]' for p in range(5, 101, 9))],
+)  # fmt: skip
+def test_slices_are_those_of_tfds(spec):
+  infos = {
+    name: tfds.core.SplitInfo(
+      name=name,
+      shard_lengths=[len(rows)],
+      num_bytes=0,
+      filename_template=tfds.core.ShardedFileTemplate('/', None, None),
+    )
+    for name, rows in PARTS.items()
+  }
+  absolute = tfds.core.ReadInstruction.from_spec(spec.replace(' ', '')).to_absolute(infos)
+  expected = [row for piece in absolute for row in PARTS[piece.splitname][piece.from_ : piece.to]]
+  assert splits.sliced(spec, PARTS, 'data.train').tolist() == expected
+
+
+def test_slices_may_mix_numbers_and_percentages_and_name_parts_freely():
+  assert splits.sliced('train[38:]+test[1:50%]', PARTS, '').tolist() == [38, 39, *range(41, 46)]
+  assert splits.sliced('train[:]', PARTS, '').tolist() == list(range(40))
+  assert splits.sliced('small-2.1/x[1:]', {'small-2.1/x': np.array([4, 9])}, '').tolist() == [9]
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7, 10, 99, 1000])
+def test_slices_that_meet_at_a_percentage_hold_everything_once(count):
+  for percent in range(101):
+    found = []
+    for spec in (f'all[:{percent}%]', f'all[{percent}%:]'):
+      with contextlib.suppress(UserError):  # one of them may hold nothing
+        found += splits.sliced(spec, {'all': np.arange(count)}, 'data.train').tolist()
+    assert found == list(range(count))
+
+
+def test_slices_beyond_the_end_end_there_as_in_python():
+  for start, stop in ((0, 99), (-99, 5), (38, 41), (-3, 1000)):
+    found = splits.sliced(f'train[{start}:{stop}]', PARTS, 'data.train')
+    assert found.tolist() == list(range(40))[start:stop]
+
+
+@pytest.mark.parametrize(
+  ('spec', 'says'),
+  [
+    ('trian', "unknown data.test 'trian'; nearest: train"),
+    ('train+tset', "unknown data.test 'tset'; nearest: test"),
+    ('train[', "data.test: 'train[' is no slice; 'train', 'train[:80%]' and 'train[100:]+test' are"),
+    ('train[5]', "'train[5]' is no slice"),
+    ('train[0.5:]', "'train[0.5:]' is no slice"),
+    ('train[::2]', "'train[::2]' is no slice"),
+    ('train[:5%%]', 'is no slice'),
+    ('', "'' is no slice"),
+    ('train+', "'' is no slice"),
+    ('train test', 'is no slice'),
+    ('train[5:5]', "data.test: 'train[5:5]' holds none of the 40 examples"),
+    ('train[90%:10%]', 'holds none of the 40 examples'),
+    ('train[40:]', 'holds none of the 40 examples'),
+    ('one[:50%]+test', "'one[:50%]' holds none of the 1 examples"),
+    ('train[:60%]+train[50%:]', "data.test: 'train[:60%]+train[50%:]' names some examples twice"),
+    ('test+test', 'names some examples twice'),
+  ],
+)
+def test_slices_that_cannot_be_read_are_named(spec, says):
+  with pytest.raises(UserError) as caught:
+    splits.sliced(spec, PARTS, 'data.test')
+  assert says in str(caught.value)

@@ -79,7 +79,7 @@ def test_training_the_biases_costs_at_most_two_thirds_of_full_training(costs):
 
 def test_neither_clipping_nor_logging_brings_the_frozen_backward_pass_back(costs):
   """Accuracy is logged in all of them; the norm that clipping needs is of the head's gradient only."""
-  assert costs['head'][0].method.classification
+  assert costs['head'][0].method.classes
   extra = costs['clipped'][1].operations - costs['head'][1].operations
   assert 0 < extra < 10 * (WIDTH + 1) * CLASSES
   assert costs['clipped'][1].optimizer == costs['head'][1].optimizer

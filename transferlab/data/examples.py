@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from transferlab.data.columns import Column
 from transferlab.paths import flatten
 
 
@@ -18,19 +19,22 @@ from transferlab.paths import flatten
 class Info:
   """What is known about examples.
 
-  `low` and `high` bound the inputs of images. With several label columns `tasks` holds the `Info` of each,
-  and this one's task, classes and targets are those of the first, by which splits are drawn.
+  `low` and `high` bound the inputs of images. `categories` holds the values of each categorical column of a table,
+  whose inputs are then numbers of values. `notes` are sentences for the report. With several label columns `tasks`
+  holds the `Info` of each, and this one's task, classes and targets are those of the first, by which splits are drawn.
   """
 
-  kind: Literal['image', 'table']
+  kind: Literal['image', 'table', 'text']
   task: Literal['classification', 'binary', 'regression']
   classes: tuple[str, ...] = ()
   columns: tuple[str, ...] = ()
   targets: tuple[str, ...] = ()
+  categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
   low: float = 0.0
   high: float = 1.0
   origin: str = ''
   file: str | None = None
+  notes: tuple[str, ...] = ()
   tasks: dict[str, 'Info'] = field(default_factory=dict)
 
   @property
@@ -43,10 +47,11 @@ class Info:
 class Examples:
   """Arrays with a leading example axis.
 
-  `x`: images [N, H, W, C], float32 or uint8, or tables float32 [N, D]. `label`: int32 [N] for classification
-  and binary, float32 [N, T] for regression; for several label columns a dict of these. `id`: int64 [N], row
-  numbers in the original data (its training rows before its test rows). `official`: indices of 'train' and
-  'test', where fixed.
+  `x`: images [N, H, W, C], float32 or uint8; tables float32 [N, D], in which NaN is a missing value; or text, object
+  [N] of strings. Inputs that are read when they are asked for are a `Column` (columns.py). `label`: int32 [N] for
+  classification and binary, float32 [N, T] for regression; for several label columns a dict of these. `id`: int64 [N],
+  row numbers in the original data (its training rows before its test rows). `official`: indices by the name of the
+  part that the data bring ('train', 'test', 'validation', …), where they bring any.
   """
 
   arrays: dict[str, Any]
@@ -73,10 +78,10 @@ class Examples:
 def _rows(value: Any, indices: np.ndarray) -> Any:
   if isinstance(value, Mapping):
     return {name: _rows(item, indices) for name, item in value.items()}
-  return value[indices]
+  return value.take(indices, axis=0)
 
 
-def from_arrays(x: np.ndarray, label: Any, info: Info, official: dict[str, np.ndarray] | None = None) -> Examples:
+def from_arrays(x: Any, label: Any, info: Info, official: dict[str, np.ndarray] | None = None) -> Examples:
   """Examples with their row numbers as ids."""
   return Examples({'x': x, 'label': label, 'id': np.arange(len(x), dtype=np.int64)}, info, official)
 
@@ -84,8 +89,13 @@ def from_arrays(x: np.ndarray, label: Any, info: Info, official: dict[str, np.nd
 def digest(examples: Examples) -> str:
   """32 hexadecimal digits that change with any name, dtype, shape or value, not with where the data lie."""
   info, total = examples.info, hashlib.blake2b(digest_size=16)
-  total.update(repr((info.task, info.classes, info.columns, info.targets)).encode())
+  total.update(repr((info.task, info.classes, info.columns, info.targets, *info.categories.items())).encode())
   for name, array in sorted(flatten({**examples.arrays, 'official': examples.official or {}}).items()):
     total.update(repr((name, array.dtype.str, array.shape)).encode())
-    total.update(np.ascontiguousarray(array).data)
+    if isinstance(array, Column):
+      total.update(array.digest.encode())
+    elif array.dtype.kind == 'O':
+      total.update('\0'.join(array).encode())
+    else:
+      total.update(np.ascontiguousarray(array).data)
   return total.hexdigest()

@@ -12,8 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from transferlab.data.examples import Examples
-
 Batch = dict[str, Any]
 
 
@@ -94,11 +92,6 @@ def _epoch(count: int, epoch: int, seed: int, labels: bytes | None) -> np.ndarra
   if labels is None:
     return permutation(count, epoch, seed)
   return balanced_order(np.frombuffer(labels, np.int32), epoch, seed)
-
-
-def training_arrays(examples: Examples, rows: np.ndarray) -> dict[str, Any]:
-  """The arrays of the training split, as the batches take them: 'x', 'label', 'id'."""
-  return examples.take(rows).arrays
 
 
 def gather(arrays: Mapping[str, Any], picks: Mapping[str, Any]) -> Batch:

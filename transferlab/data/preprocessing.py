@@ -4,37 +4,72 @@ Here: fitting the record on training examples, applying it, and what a target ta
 Saving it with the weights is the checkpoint's affair; corruption belongs to the data, in image.py.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+from transferlab.data import encoding
+from transferlab.data.columns import Column
 from transferlab.data.examples import Info
 from transferlab.errors import UserError
 
 Record = dict[str, Any]
-_ROWS = 4096  # examples converted to float64 at a time
+_VALUES = 2**22  # numbers converted to float64 at a time
 
 
-def fit(x: np.ndarray, info: Info, standardize: bool) -> Record:
+# Mean and standard deviation per channel, as shares of the input range, that published weights were trained with.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+  'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+  'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+  'mnist': ((0.1307,), (0.3081,)),
+}
+
+
+def check_statistics(name: str | None, channels: int) -> None:
+  """Raises `UserError` where named statistics are for another number of channels."""
+  if name is not None and len(STATISTICS[name][0]) != channels:
+    known = len(STATISTICS[name][0])
+    raise UserError(f'data.statistics={name!r} is for {known} channels, and the images have {channels}')
+
+
+def fit(
+  x: Any,
+  info: Info,
+  standardize: bool,
+  statistics: str | None = None,
+  categorical: Literal['one_hot', 'embedding'] = 'one_hot',
+  gaps: bool = False,
+) -> Record:
   """The record `{'kind', 'shift', 'scale', 'columns', 'input_shape'}` for training examples.
 
   Images: the input range becomes [0, 1]; with `standardize` the pixels of each channel get mean 0 and standard
-  deviation 1 instead. Tables: nothing; with `standardize` each column gets mean 0 and standard deviation 1. Deviations
-  are over N, not N - 1. What is constant is shifted, and scaled by 1 (tables) or the input range (images).
+  deviation 1 instead, by the examples or, with `statistics`, by named numbers. Tables: nothing; with `standardize`
+  each numeric column gets mean 0 and standard deviation 1. Deviations are over N, not N - 1. What is constant is
+  shifted, and scaled by 1 (tables) or the input range (images). Tables with categories or missing values are encoded
+  first (encoding.py), and the record then holds the 'encoding'.
 
   Args:
     x: training examples, [N, H, W, C] or [N, D]; N > 0.
+    gaps: values are missing somewhere in the table, if not in the training examples.
 
   Returns:
     shift and scale are lists of C or D numbers; columns is the list of names (empty for images); input_shape
     is that of one example.
   """
-  last = x.shape[-1]
   image = info.kind == 'image'
+  if not image and (info.categories or gaps):
+    return _fit_encoded(x, info, standardize, categorical)
+  last = x.shape[-1]
   shift, scale = (info.low, (info.high - info.low) or 1.0) if image else (0.0, 1.0)
   shifts, scales = np.full(last, shift, np.float64), np.full(last, scale, np.float64)
-  if standardize:
+  if statistics is not None:
+    mean, deviation = map(np.asarray, STATISTICS[statistics])
+    shifts, scales = info.low + mean * scale, deviation * scale
+  elif standardize:
     shifts, deviations = moments(x)
     scales = np.where(deviations > 0, deviations, scales)
   return {
@@ -46,16 +81,41 @@ def fit(x: np.ndarray, info: Info, standardize: bool) -> Record:
   }
 
 
+def _fit_encoded(x: np.ndarray, info: Info, standardize: bool, categorical: Literal['one_hot', 'embedding']) -> Record:
+  entries = encoding.fit(x, info, categorical)
+  shift, scale = encoding.scaling(encoding.encode(x, info, entries), entries, standardize)
+  return {
+    'kind': info.kind,
+    'shift': np.asarray(shift, np.float64).tolist(),
+    'scale': np.asarray(scale, np.float64).tolist(),
+    'columns': [entry['name'] for entry in entries],
+    'input_shape': [len(entries)],
+    'encoding': entries,
+  }
+
+
+def encoded(x: Any, info: Info, record: Mapping[str, Any]) -> Any:
+  """A raw table [N, C] as the record encodes it [N, D]; everything else as it is.
+
+  Raises:
+    UserError: values are missing, and were not where the record was fitted.
+  """
+  if info.kind == 'table' and 'encoding' not in record and not isinstance(x, Column) and np.isnan(x).any():
+    raise UserError('values are missing in this table, and none were in the one whose preprocessing it uses')
+  return encoding.encode(x, info, record['encoding']) if 'encoding' in record else x
+
+
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation over all axes but the last of float32 or uint8 values, float64 [C].
 
   In two passes over blocks of rows, so that a large array is never converted whole. Sums of equal float32 values
   are exact in float64, so a constant has a deviation of exactly 0.
   """
-  blocks = [x[start : start + _ROWS].reshape(-1, x.shape[-1]) for start in range(0, len(x), _ROWS)]
-  count = sum(len(block) for block in blocks)
-  mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks), np.zeros(x.shape[-1])) / count
-  squares = sum((((block - mean) ** 2).sum(axis=0) for block in blocks), np.zeros(x.shape[-1]))
+  rows = max(1, _VALUES // int(np.prod(x.shape[1:])))
+  blocks = lambda: (x[start : start + rows].reshape(-1, x.shape[-1]) for start in range(0, len(x), rows))
+  count = len(x) * int(np.prod(x.shape[1:-1]))
+  mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks()), np.zeros(x.shape[-1])) / count
+  squares = sum((((block - mean) ** 2).sum(axis=0) for block in blocks()), np.zeros(x.shape[-1]))
   return mean, np.sqrt(squares / count)
 
 
@@ -83,6 +143,8 @@ def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record,
       'its preprocessing cannot be reused'
     )
   record = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in target.items()}
+  if 'encoding' in target:
+    record = _merged(source.get('encoding', []), record)
   if target['kind'] == 'table':
     return record, _reuse_columns(source, record)
   if len(source['shift']) != len(target['shift']):
@@ -94,12 +156,25 @@ def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record,
   return record, ["preprocessing: the source's shift and scale"]
 
 
+def _merged(source: Sequence[Any], target: Record) -> Record:
+  """The target's record with the categories that the source knows, too."""
+  own = {name: (shift, scale) for name, shift, scale in zip(target['columns'], target['shift'], target['scale'])}
+  entries = encoding.merge(list(source), target['encoding'])
+  names = [entry['name'] for entry in entries]
+  shift, scale = zip(*(own.get(name, (0.0, 1.0)) for name in names))
+  return {
+    **target, 'encoding': entries, 'columns': names, 'shift': list(shift), 'scale': list(scale),
+    'input_shape': [len(names)],
+  }  # fmt: skip
+
+
 def _reuse_columns(source: Mapping[str, Any], record: Record) -> list[str]:
   """Overwrites what the source knows in `record`, and says what it knew."""
   known = {name: (source['shift'][i], source['scale'][i]) for i, name in enumerate(source['columns'])}
+  numbers = set(_numeric(source)) & set(_numeric(record))
   own = [name for name in record['columns'] if name not in known]
   for i, name in enumerate(record['columns']):
-    if name in known:
+    if name in known and name in numbers:
       record['shift'][i], record['scale'][i] = known[name]
   total = len(record['columns'])
   notes = [f"preprocessing: {total - len(own)} of {total} columns take the source's shift and scale"]
@@ -109,3 +184,10 @@ def _reuse_columns(source: Mapping[str, Any], record: Record) -> list[str]:
   if absent:
     notes.append(f"preprocessing: the target lacks the source's columns: {', '.join(absent)}")
   return notes
+
+
+def _numeric(record: Mapping[str, Any]) -> list[str]:
+  """The columns that hold numbers, and not what stands for a category."""
+  if 'encoding' not in record:
+    return record['columns']
+  return [entry['name'] for entry in record['encoding'] if entry['kind'] == 'numeric']

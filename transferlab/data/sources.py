@@ -1,128 +1,31 @@
 """Where examples come from: from what a config says of data to arrays and splits. Reads files.
 
-`load` is the way in; the readers behind it are listed in `SOURCES`. How splits are drawn is in splits.py, how
-images are corrupted in image.py, how inputs are scaled in preprocessing.py; batches are the loader's. Neither
-jax nor scikit-learn is imported before something is read, so that a mistyped key is answered at once.
+`load` is the way in; the readers behind it are listed in `SOURCES`. What a config may say is in settings.py, how splits
+are drawn in splits.py, how images are corrupted in image.py, how inputs are scaled in preprocessing.py; batches are the
+loader's. Neither jax nor any library for one kind of data is imported before something is read.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, cast
 
 import numpy as np
-import pydantic
-from pydantic import Field
 
-from transferlab.config import OUTSIDE, Fraction, NonNegative, Positive, Schema, Seed
-from transferlab.data import image, preprocessing, splits
-from transferlab.data.examples import Examples, Info, digest, from_arrays
+from transferlab.data import bundled, folders, image, preprocessing, splits, tables, tfds
+from transferlab.data.augmentation import centre_crop, check, output_shape
+from transferlab.data.columns import Column
+from transferlab.data.examples import Examples, Info, digest
 from transferlab.data.npz import read_npz
+from transferlab.data.settings import BUNDLED, TABLES, Data
+from transferlab.data.texts import hashed
 from transferlab.errors import UserError, unknown
 
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Augment(Schema):
-  """Random changes to training images, drawn anew for every view, on the device."""
-
-  shift: NonNegative = Field(default=0, description='Translate by up to this many pixels; zeros come in from outside.')
-  flip: bool = Field(default=False, description='Mirror left and right with probability 1/2.')
-
-
-class Data(Schema):
-  """One data set: where it comes from, which part of it, how it is split, changed and fed."""
-
-  name: str = Field(description='digits, iris, wine, breast_cancer, diabetes, linnerud, or npz:FILE.')
-  inputs: str | None = Field(default=None, description='npz: key of the inputs; None: x, image, images, data, inputs.')
-  label: str | list[str] | None = Field(
-    default=None,
-    description='npz: key of the labels, or a list with one task each; None: y, label, labels, target.',
-  )
-  task: Literal['classification', 'binary', 'regression'] | None = Field(
-    default=None,
-    description="What to learn; 'binary' is two classes and one output. None: as the data say "
-    '(npz: whole numbers are classes, floats are for regression).',
-  )
-  half: Literal[0, 1] | None = Field(default=None, description='Use one of two disjoint halves, each of all classes.')
-  classes: list[int] | None = Field(default=None, description='Use only these classes, by their original numbers.')
-  relabel: bool = Field(
-    default=True, description='Number the classes used 0, 1, … in the order given; False: as they were.'
-  )
-  test: Fraction = Field(
-    default=0.25, description='Fraction of each class cut off for testing; unused where data bring a test split.'
-  )
-  validation: Fraction | Positive | None = Field(
-    default=None,
-    description='To choose with: a fraction of each class outside test, or a number of examples of each '
-    'class (regression: in all). None: no validation.',
-  )
-  shots: Positive | None = Field(default=None, description='Train on this many examples of each class.')
-  fraction: Share | None = Field(default=None, description='Train on this fraction of what would be trained on.')
-  noise: Annotated[float, Field(ge=0, le=1000)] = Field(
-    default=0.0,
-    description='Standard deviation of Gaussian noise: in input ranges, clipped to the range, for images; '
-    "in each column's standard deviations for tables.",
-  )
-  rotation: Annotated[float, Field(ge=0, le=180)] = Field(
-    default=0.0, description='Images: turn each by an angle drawn from ± this many degrees.'
-  )
-  contrast: Annotated[float, Field(gt=0, le=1000)] = Field(
-    default=1.0, description="Images: factor around the image's own mean."
-  )
-  split_seed: Seed = Field(default=0, description='Fixes halves and test split: the same for every run.')
-  corruption_seed: Seed | None = Field(
-    default=None, description="Draws noise and rotation, fixed per example. None: the run's seed."
-  )
-  seed: Seed | None = Field(default=None, description="Draws validation and training examples. None: the run's seed.")
-  standardize: bool | None = Field(
-    default=None,
-    description='Mean 0 and deviation 1 per column or channel, by the training split. None: tables only.',
-  )
-  augment: Augment = Field(default=Augment(), description='Random changes to training images.')
-  sampling: Literal['uniform', 'balanced'] = Field(
-    default='uniform', description='balanced: every class equally often, however many examples it has.'
-  )
-  batch_size: Annotated[int, Field(gt=0, le=2**20)] = Field(default=64, description='Examples in a global batch.')
-  last_batch: Literal['carry', 'pad'] = Field(
-    default='carry', description='A last batch that is not full: fill it from the next epoch, or pad and mask.'
-  )
-  hold: Literal['device', 'stream'] = Field(
-    default='device',
-    description='Keep all examples on the device, or stream them; the batches are the same.',
-    json_schema_extra={**OUTSIDE},
-  )
-  workers: NonNegative = Field(
-    default=0, description='Processes that prepare streamed batches; 0: none.', json_schema_extra={**OUTSIDE}
-  )
-
-  @pydantic.field_validator('name')
-  @classmethod
-  def _known(cls, name: str) -> str:
-    try:
-      _reader(name)
-    except UserError as error:
-      raise ValueError(str(error)) from None
-    return name
-
-  @pydantic.field_validator('classes', 'label')
-  @classmethod
-  def _distinct(cls, values: Any) -> Any:
-    if isinstance(values, list) and (not values or len(set(values)) < len(values)):
-      raise ValueError('should name at least one, and none twice')
-    return values
-
-  @pydantic.model_validator(mode='after')
-  def _consistent(self) -> 'Data':
-    if self.shots is not None and self.fraction is not None:
-      raise ValueError('shots and fraction exclude each other: give one of them')
-    if not self.name.startswith('npz:') and (self.inputs is not None or self.label is not None):
-      raise ValueError(f'inputs and label are keys of npz files; {self.name!r} has none')
-    if self.classes is not None and self.relabel and len(self.classes) < 2:
-      raise ValueError('classes should name at least two, unless relabel=False')
-    return self
+__all__ = ['Data', 'Loaded', 'load']
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +33,8 @@ class Loaded:
   """What `load` gives.
 
   `splits`: indices into `examples` by 'train', 'validation' (if any) and 'test'. `labels`: how many labelled
-  examples 'train' and 'validation' use. `digest`: of the contents as they were read.
+  examples 'train' and 'validation' use. `digest`: of the contents as they were read. `preprocessing`: fitted on the
+  training split. `crop`: pixels of the square that networks see of an image; None: all of it.
   """
 
   examples: Examples
@@ -139,6 +43,30 @@ class Loaded:
   digest: str
   labels: dict[str, int]
   preprocessing: preprocessing.Record
+  crop: int | None = None
+
+  def arrays(self, rows: np.ndarray, record: preprocessing.Record) -> dict[str, Any]:
+    """'x', 'label' and 'id' of examples as training takes them: tables encoded as the record says."""
+    taken = self.examples.take(rows).arrays
+    return {**taken, 'x': preprocessing.encoded(taken['x'], self.info, record)}
+
+  def evaluated(self, split: str | np.ndarray, record: preprocessing.Record) -> tuple[Any, Any, np.ndarray]:
+    """(x, label, id) of a split (or of rows) as evaluation takes them: encoded, and images cropped at their centre."""
+    taken = self.arrays(self.splits[split] if isinstance(split, str) else split, record)
+    return centred(taken['x'], self.crop), taken['label'], taken['id']
+
+
+def centred(x: Any, crop: int | None) -> Any:
+  """Images [N, H, W, C] as evaluation sees them where training crops: `crop` pixels square, from the centre."""
+  if crop is None or x.shape[1:3] == (crop, crop):
+    return x
+  if isinstance(x, Column):
+    return x.then(functools.partial(_crop_rows, crop), f'centre {crop}', (crop, crop, x.shape[3]))
+  return centre_crop(x, crop)
+
+
+def _crop_rows(crop: int, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  return centre_crop(values, crop)
 
 
 def load(data: Data, seed: int) -> Loaded:
@@ -147,19 +75,54 @@ def load(data: Data, seed: int) -> Loaded:
   Raises:
     UserError: the file or its contents are unfit, or there are not the classes or examples asked for.
   """
-  kind, _, path = data.name.partition(':')
-  file = Path(path) if kind == 'npz' and Path(path).exists() else None
-  stamp = None if file is None else (file.stat().st_mtime_ns, file.stat().st_size)
-  return _remembered(data.model_dump_json(), seed, stamp)
+  return _remembered(data.model_dump_json(), seed, _stamp(data.name))
+
+
+def _stamp(name: str) -> tuple[tuple[int, int], ...]:
+  """What changes when a file that would be read does."""
+  kind, _, path = name.partition(':')
+  if kind in TABLES:
+    files = list(map(Path, tables.files_of(path, cast(tables.Kind, kind)).values()))
+  else:
+    files = sorted(Path(path).rglob('*')) if kind == 'folder' else [Path(path)] if kind == 'npz' else []
+  return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
 
 
 @functools.lru_cache(maxsize=64)
 def _remembered(data: str, seed: int, stamp: Any) -> Loaded:
+  return _load(Data.model_validate_json(data), seed, stamp)
+
+
+# What a reader depends on: runs of several seeds, shots or classes share what was read.
+READ = ('name', 'folder', 'inputs', 'label', 'columns', 'missing', 'hash', 'resize', 'channels', 'corrupt', 'hold')
+
+
+@functools.lru_cache(maxsize=4)
+def _read(data: str, task: str | None, stamp: Any) -> tuple[Examples, str]:
   del stamp
-  return _load(Data.model_validate_json(data), seed)
+  settings = Data.model_validate_json(data)
+  examples = SOURCES[settings.name.partition(':')[0]](settings.model_copy(update={'task': task}))
+  if settings.hash is not None:
+    examples = hashed(examples, settings.hash)
+  x = examples.arrays['x']
+  if isinstance(x, Column) and settings.hold == 'device':
+    _check_room(settings.name, x)
+    examples = dataclasses.replace(examples, arrays={**examples.arrays, 'x': x.kept()})
+  return examples, digest(examples)
 
 
-def _load(data: Data, seed: int) -> Loaded:
+def _check_room(name: str, x: Column) -> None:
+  """That all of it fits the memory of the machine, which holding it takes."""
+  size = math.prod(x.shape) * x.dtype.itemsize
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if size > memory / 2:
+    raise UserError(
+      f'{name} takes {size / 2**30:,.1f} GiB decoded, and the machine has {memory / 2**30:,.1f} GiB of memory; '
+      "data.hold='stream' reads it as it goes"
+    )
+
+
+def _load(data: Data, seed: int, stamp: Any) -> Loaded:
   """Reads, selects, corrupts and splits the examples; `seed` is the run's, used where the data name none.
 
   The test split is cut from all the data before halves and classes are taken, so that no half or subset of
@@ -168,32 +131,40 @@ def _load(data: Data, seed: int) -> Loaded:
   Raises:
     UserError: the file or its contents are unfit, or there are not the classes or examples asked for.
   """
-  raw = _reader(data.name)(data)
+  raw, contents = _read(Data(**{key: getattr(data, key) for key in READ}).model_dump_json(), data.task, stamp)
   _check(data, raw)
-  unit = raw.arrays['x'].std(axis=0, dtype=np.float64) if raw.info.kind == 'table' else None
-  examples = _select(data, raw)
-  arrays = dict(examples.arrays)
-  arrays['x'] = image.corrupt(
-    arrays['x'],
-    arrays['id'],
-    raw.info,
-    data.noise,
-    data.rotation,
-    data.contrast,
-    seed if data.corruption_seed is None else data.corruption_seed,
-    unit,
-  )
-  examples = dataclasses.replace(examples, arrays=arrays)
+  examples = _corrupted(data, _select(data, raw), raw, seed if data.corruption_seed is None else data.corruption_seed)
   indices = _split(data, examples, seed if data.seed is None else data.seed)
-  standardize = raw.info.kind == 'table' if data.standardize is None else data.standardize
-  return Loaded(
-    examples,
-    indices,
-    examples.info,
-    digest(raw),
-    {name: len(rows) for name, rows in indices.items() if name != 'test'},
-    preprocessing.fit(arrays['x'][indices['train']], examples.info, standardize),
-  )
+  record = preprocessing.Record()
+  if examples.info.kind != 'text':
+    standardize = raw.info.kind == 'table' and data.hash is None if data.standardize is None else data.standardize
+    train = examples.arrays['x'].take(indices['train'], axis=0)
+    gaps = raw.info.kind == 'table' and not isinstance(train, Column) and bool(np.isnan(raw.arrays['x']).any())
+    record = preprocessing.fit(train, examples.info, standardize, data.statistics, data.categorical, gaps)
+    if examples.info.kind == 'image':
+      record['input_shape'] = list(output_shape(data.augment, tuple(record['input_shape'])))
+  labels = {name: len(rows) for name, rows in indices.items() if name != 'test'}
+  return Loaded(examples, indices, examples.info, contents, labels, record, data.augment.crop)
+
+
+def _corrupted(data: Data, examples: Examples, raw: Examples, seed: int) -> Examples:
+  """The examples, worsened as the config says; numbers of categories stay what they are."""
+  x, unit = examples.arrays['x'], None
+  if raw.info.kind == 'table' and data.noise:
+    unit = np.nanstd(np.asarray(raw.arrays['x']), axis=0, dtype=np.float64)
+    unit *= np.array([column not in raw.info.categories for column in raw.info.columns])
+  options = (raw.info, data.noise, data.rotation, data.contrast, seed, unit)
+  if isinstance(x, Column) and (data.noise or data.rotation or data.contrast != 1):
+    worse: Any = x.then(functools.partial(_corrupt_rows, options), repr(options[1:5]))
+  elif isinstance(x, Column):
+    worse = x
+  else:
+    worse = image.corrupt(x, examples.arrays['id'], *options)
+  return dataclasses.replace(examples, arrays={**examples.arrays, 'x': worse})
+
+
+def _corrupt_rows(options: tuple, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  return image.corrupt(values, rows, *options)
 
 
 def _check(data: Data, raw: Examples) -> None:
@@ -209,26 +180,81 @@ def _check(data: Data, raw: Examples) -> None:
         raise UserError(f'data.{name} needs classes, and {data.name} is for regression')
   if info.tasks and data.classes is not None:
     raise UserError('data.classes selects from one label column, and data.label names several')
-  if info.kind == 'table':
+  if info.kind != 'image':
     for name in ('rotation', 'contrast', 'augment'):
       if getattr(data, name) != Data.model_fields[name].default:
-        raise UserError(f'data.{name} is for images, and {data.name} is a table')
-  elif data.augment.shift >= min(x.shape[1:3]):
-    raise UserError(f'data.augment.shift={data.augment.shift} moves images of {x.shape[1]}×{x.shape[2]} out of sight')
+        raise UserError(f'data.{name} is for images, and {data.name} holds none')
+    if data.statistics is not None:
+      raise UserError(f'data.statistics is for images, and {data.name} holds none')
+  elif info.kind == 'image':
+    check(data.augment, x.shape[1:])
+    preprocessing.check_statistics(data.statistics, x.shape[-1])
   if data.task not in (None, info.task) and (data.task, info.task) != ('binary', 'classification'):
     raise UserError(f'data.task={data.task!r}: the labels of {data.name} are for {info.task}')
 
 
+# Under which names data bring what is for training and, in the order of preference, for testing.
+TRAINING = ('train', 'training', 'all')
+TESTING = ('test', 'testing', 'validation', 'valid', 'val', 'dev')
+
+
+def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
+  """Indices of 'train', 'test' and, where a part is named for it, 'validation'."""
+  given = raw.official or {'all': np.arange(len(raw))}
+  first = next((name for name in TRAINING if name in given), next(iter(given)))
+  train = splits.sliced(data.train or first, given, 'data.train')
+  found = {}
+  if isinstance(data.validation, str):
+    found['validation'] = splits.sliced(data.validation, given, 'data.validation')
+  usual = [name for name in TESTING if name in given and name not in (data.train or first)]
+  usual = [name for name in usual if not (isinstance(data.validation, str) and name in data.validation)]
+  if isinstance(data.test, str):
+    found['test'] = splits.sliced(data.test, given, 'data.test')
+  elif usual:
+    found['test'] = given[usual[0]]
+  else:
+    rest, test = splits.cut_test(raw.arrays['id'][train], raw.strata[train], data.test, data.split_seed)
+    train, found['test'] = train[rest], train[test]
+  found = {'train': train, **found}
+  for one, other in (('train', 'test'), ('train', 'validation'), ('validation', 'test')):
+    if both := len(np.intersect1d(found.get(one, []), found.get(other, []))):
+      raise UserError(f'{data.name}: {both} examples are in both the {one} and the {other} split')
+  keep = _where(data, raw)
+  found = {name: rows[keep[rows]] for name, rows in found.items()}
+  used = np.concatenate(list(found.values()))
+  if raw.info.task != 'regression' and (raw.strata[used] < 0).any():
+    raise UserError(f'{data.name}: {(raw.strata[used] < 0).sum()} of the examples named have no label')
+  return found
+
+
+def _where(data: Data, raw: Examples) -> np.ndarray:
+  """bool [N]: which rows have the values asked for."""
+  keep = np.ones(len(raw), bool)
+  for column, values in data.where.items():
+    if column not in raw.info.columns:
+      raise unknown('data.where', column, raw.info.columns)
+    names = raw.info.categories.get(column)
+    numbers = []
+    for value in values:
+      if names is not None and str(value) not in names:
+        raise unknown(f'data.where.{column}', value, names)
+      if names is None and isinstance(value, str):
+        raise UserError(f'data.where.{column}: {value!r} is no number, and the column holds numbers')
+      numbers.append(names.index(str(value)) if names is not None else float(value))
+    keep &= np.isin(raw.arrays['x'][:, raw.info.columns.index(column)], np.array(numbers, np.float32))
+  return keep
+
+
 def _select(data: Data, raw: Examples) -> Examples:
-  """The half and the classes asked for, relabelled, with a test split marked as official."""
-  ids, strata = raw.arrays['id'], raw.strata
-  if raw.official is None:
-    train, test = splits.cut_test(ids, strata, data.test, data.split_seed)
-    raw = dataclasses.replace(raw, official={'train': train, 'test': test})
+  """The half and the classes asked for, relabelled, with its splits marked as official."""
+  parts = _parts(data, raw)
+  raw = dataclasses.replace(raw, official=parts).take(np.sort(np.concatenate(list(parts.values()))))
   assert raw.official is not None
   if data.half is not None:
-    tested = np.isin(np.arange(len(raw)), raw.official['test'])
-    raw = raw.take(splits.halves(ids, 2 * strata + tested, data.half, data.split_seed))
+    number = np.zeros(len(raw), np.int64)
+    for place, rows in enumerate(raw.official.values()):
+      number[rows] = place
+    raw = raw.take(splits.halves(raw.arrays['id'], len(raw.official) * raw.strata + number, data.half, data.split_seed))
   if data.classes is not None:
     raw = _subset(raw, data.classes, data.relabel)
   return _as_binary(raw) if data.task == 'binary' else raw
@@ -269,11 +295,14 @@ def _split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
   used = range(len(names)) if data.classes is None or data.relabel else data.classes
   for number in used:
     if number not in strata[train]:
-      raise UserError(f'{data.name}: class {names[number]!r} has no training example')
+      where = ', and test examples' if number in strata[test] else ''
+      raise UserError(f'{data.name}: class {names[number]!r} has no training example{where}')
   if not len(train) or not len(test):
     raise UserError(f'{data.name}: the {"test" if len(train) else "training"} split is empty')
   result = {}
-  if data.validation is not None:
+  if 'validation' in examples.official:
+    result['validation'] = examples.official['validation']
+  elif data.validation is not None and not isinstance(data.validation, str):
     rest, chosen = splits.validation(ids[train], strata[train], data.validation, seed, names)
     train, result['validation'] = train[rest], train[chosen]
   if data.shots is not None:
@@ -283,83 +312,42 @@ def _split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
   return {'train': train, **result, 'test': test}
 
 
-def digits(data: Data) -> Examples:
-  """1,797 handwritten digits, 8×8×1, float32 in 0 … 16."""
-  from sklearn.datasets import load_digits
-
-  bunch = load_digits()
-  info = Info(
-    'image',
-    'classification',
-    tuple(map(str, bunch.target_names)),
-    low=0.0,
-    high=16.0,
-    origin='scikit-learn load_digits (UCI optical recognition of handwritten digits, its test part)',
-  )
-  return from_arrays(bunch.images[..., None].astype(np.float32), bunch.target.astype(np.int32), info)
+def _one(value: Any, option: str) -> str | None:
+  if isinstance(value, list):
+    raise UserError(f'data.{option}: one name is needed here, not a list')
+  return value
 
 
-def _bundled(name: str, **options: Any) -> Examples:
-  """A table that scikit-learn brings along."""
-  import sklearn.datasets
+def _npz(data: Data) -> Examples:
+  """Arrays of one's own: x and y, or x_train, y_train, x_test and y_test."""
+  return read_npz(data.name.partition(':')[2], _one(data.inputs, 'inputs'), data.label, data.task)
 
-  bunch = getattr(sklearn.datasets, f'load_{name}')(**options)
-  columns, origin = tuple(map(str, bunch.feature_names)), f'scikit-learn load_{name}'
-  x, y = bunch.data.astype(np.float32), bunch.target
-  if y.dtype.kind == 'i':
-    info = Info('table', 'classification', tuple(map(str, bunch.target_names)), columns, origin=origin)
-    return from_arrays(x, y.astype(np.int32), info)
-  targets = tuple(map(str, bunch.get('target_names', ['progression'])))
-  return from_arrays(
-    x,
-    y.reshape(len(x), -1).astype(np.float32),
-    Info('table', 'regression', (), columns, targets, origin=origin),
+
+def _folder(data: Data) -> Examples:
+  """Images in class folders, with or without a level of train, val and test above."""
+  return folders.read_folder(data.name.partition(':')[2], data.resize, data.channels, data.corrupt)
+
+
+def _tfds(data: Data) -> Examples:
+  """A data set of TensorFlow Datasets, read without TensorFlow."""
+  name, inputs = data.name.partition(':')[2], _one(data.inputs, 'inputs')
+  return tfds.read_tfds(name, data.folder, inputs, data.label, data.task, data.resize)
+
+
+def _table(data: Data) -> Examples:
+  """A table with named columns; several parts as FILE-{train,test}."""
+  kind, _, path = data.name.partition(':')
+  inputs = [data.inputs] if isinstance(data.inputs, str) else data.inputs
+  given: dict[str, Any] = {} if data.missing is None else {'missing': tuple(data.missing)}
+  return tables.read_table(
+    path, cast(tables.Kind, kind), label=data.label, inputs=inputs, task=data.task, columns=data.columns, **given
   )
 
 
-def iris(data: Data) -> Examples:
-  """150 flowers, 4 columns, 3 classes."""
-  return _bundled('iris')
-
-
-def wine(data: Data) -> Examples:
-  """178 wines, 13 columns, 3 classes."""
-  return _bundled('wine')
-
-
-def breast_cancer(data: Data) -> Examples:
-  """569 tumours, 30 columns, 2 classes."""
-  return _bundled('breast_cancer')
-
-
-def diabetes(data: Data) -> Examples:
-  """442 patients, 10 unscaled columns; the progression of the disease after a year."""
-  return _bundled('diabetes', scaled=False)
-
-
-def linnerud(data: Data) -> Examples:
-  """20 men, 3 exercises; weight, waist and pulse."""
-  return _bundled('linnerud')
-
-
-def npz(data: Data) -> Examples:
-  """Arrays of one's own; read_npz says which."""
-  return read_npz(data.name.partition(':')[2], data.inputs, data.label, data.task)
-
-
-SOURCES: dict[str, Callable[[Data], Examples]] = {
-  'digits': digits,
-  'iris': iris,
-  'wine': wine,
-  'breast_cancer': breast_cancer,
-  'diabetes': diabetes,
-  'linnerud': linnerud,
-  'npz': npz,
+SOURCES: Mapping[str, Callable[[Data], Examples]] = {
+  **{name: (lambda data: bundled.READERS[data.name]()) for name in BUNDLED},
+  **dict.fromkeys(TABLES, _table),
+  'npz': _npz,
+  'folder': _folder,
+  'tfds': _tfds,
 }
-
-
-def _reader(name: str) -> Callable[[Data], Examples]:
-  kind, colon, rest = name.partition(':')
-  if kind not in SOURCES or bool(rest) != (kind == 'npz') or bool(colon) != (kind == 'npz'):
-    raise unknown('data set', name, ['npz:FILE' if source == 'npz' else source for source in SOURCES])
-  return SOURCES[kind]

@@ -4,13 +4,56 @@ Pure NumPy. Every purpose has a random order of its own, in which an example's p
 and the others of its class, never on how many runs, classes or shots there are. Nothing here reads data.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from transferlab.errors import UserError
+from transferlab.errors import UserError, unknown
 
 TEST, HALF, VALIDATION, TRAIN = range(4)  # what a random order is for
+
+
+_SLICE = re.compile(r'\s*([^\s\[\]+]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')
+
+
+def sliced(spec: str, parts: Mapping[str, np.ndarray], option: str) -> np.ndarray:
+  """The examples that `NAME`, `NAME[from:to]` or a sum of such with `+` names, as in TFDS.
+
+  `from` and `to` are numbers of examples or percentages, counted from the end where negative. A percentage is rounded
+  to the nearest example, so that 'train[:80%]' and 'train[80%:]' hold everything once.
+
+  Args:
+    parts: indices by name.
+    option: the key of the config, for messages.
+
+  Raises:
+    UserError: no such part, a slice that cannot be read or holds nothing, or an example twice.
+  """
+  pieces = []
+  for piece in spec.split('+'):
+    found = _SLICE.fullmatch(piece)
+    if not found:
+      raise UserError(f"{option}: {piece.strip()!r} is no slice; 'train', 'train[:80%]' and 'train[100:]+test' are")
+    name, start, stop = found.groups()
+    if name not in parts:
+      raise unknown(option, name, parts)
+    rows = parts[name]
+    taken = rows[_boundary(start, len(rows), 0) : _boundary(stop, len(rows), len(rows))]
+    if not len(taken):
+      raise UserError(f'{option}: {piece.strip()!r} holds none of the {len(rows)} examples')
+    pieces.append(taken)
+  rows = np.concatenate(pieces)
+  if len(np.unique(rows)) < len(rows):
+    raise UserError(f'{option}: {spec!r} names some examples twice')
+  return rows
+
+
+def _boundary(text: str | None, count: int, default: int) -> int:
+  if text is None:
+    return default
+  value = round(int(text[:-1]) * count / 100) if text.endswith('%') else int(text)
+  return min(max(value + count if value < 0 else value, 0), count)
 
 
 def ranks(ids: np.ndarray, strata: np.ndarray, seed: int, purpose: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from transferlab.data import preprocessing
 from transferlab.data.loader import evaluation_batches
 from transferlab.evaluation import metrics
+from transferlab.networks import layers
 from transferlab.networks.network import Network
 from transferlab.training import parallel
 
@@ -25,7 +26,7 @@ def _forward(network: Network, population: bool) -> Any:
     outputs, _ = network.apply(variables, inputs)
     return outputs[network.stages[-1]]
 
-  return jax.jit(jax.vmap(forward) if population else forward)
+  return jax.jit(jax.vmap(forward) if population else layers.unlooped(forward))
 
 
 def predict(

@@ -5,7 +5,7 @@ from typing import Annotated
 import pydantic
 
 from transferlab.config import OUTSIDE, Positive, Schema
-from transferlab.data.sources import Data
+from transferlab.data.settings import Data
 
 # It names a file of predictions.
 SetName = Annotated[str, pydantic.Field(pattern=r'^[\w.-]*\w$')]

@@ -8,8 +8,10 @@ ordinary `stage(x)`.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,7 @@ class Scope:
 _scope: ContextVar[Scope] = ContextVar('scope', default=Scope())  # noqa: B039 (never changed)
 _axis: ContextVar[str | None] = ContextVar('axis', default=None)
 _replace: ContextVar[bool] = ContextVar('replace', default=False)
+_unlooped: ContextVar[bool] = ContextVar('unlooped', default=False)
 
 
 @contextlib.contextmanager
@@ -65,6 +68,17 @@ def over_axis(name: str | None) -> contextlib.AbstractContextManager[None]:
 def replacing_statistics() -> contextlib.AbstractContextManager[None]:
   """Running statistics inside are replaced by those of the batch instead of averaged with them."""
   return _setting(_replace, True)
+
+
+def unlooped(function: Callable) -> Callable:
+  """The function, to be compiled outside of any loop or `vmap`, where a CPU's own convolution is the faster."""
+
+  @functools.wraps(function)
+  def called(*args: Any) -> Any:
+    with _setting(_unlooped, True):
+      return function(*args)
+
+  return called
 
 
 def fold_in(key: Array, number: int | Array) -> Array:
@@ -180,14 +194,14 @@ def convolve(x: Array, kernel: Array, strides: int, padding: str | int) -> Array
   """The one place that chooses how to convolve.
 
   On a CPU inside a scan XLA's convolution loses its threads (760 ms instead of 18), while patches times a matrix
-  keeps them; on accelerators the library's convolution is right.
+  keeps them; outside of scans, and on accelerators, the library's convolution is right.
   """
   height, width, inputs, outputs = kernel.shape
   if padding == 'SAME':
     pads = lax.padtype_to_pads(x.shape[1:3], (height, width), (strides, strides), 'SAME')
   else:
     pads = [(int(padding), int(padding))] * 2
-  if jax.default_backend() != 'cpu':
+  if jax.default_backend() != 'cpu' or _unlooped.get():
     return lax.conv_general_dilated(x, kernel, (strides, strides), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   windows = jnp.concatenate(_windows(jnp.pad(x, [(0, 0), *pads, (0, 0)]), (height, width), strides), axis=-1)
   return windows @ kernel.reshape(height * width * inputs, outputs)

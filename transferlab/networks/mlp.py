@@ -1,9 +1,14 @@
-"""Multilayer perceptrons: layer1, layer2, …, head."""
+"""Multilayer perceptrons: layer1, layer2, …, head; before them `embed`, where tables have categories."""
 
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from transferlab.config import Positive, Share
+from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.network import Network, flat_features, network
 
@@ -19,24 +24,56 @@ class Dense(nnx.Module):
     return self.dropout(nnx.relu(self.linear(flat_features(x))))
 
 
+class Embed(nnx.Module):
+  """Numbers of categories replaced by vectors that are learnt (Guo and Berkhahn 2016); numbers pass as they are.
+
+  A category of n values has min(50, ⌈n / 2⌉) features, which stand behind all numbers.
+  """
+
+  def __init__(self, categories: Sequence[Sequence[int]], rngs: nnx.Rngs):
+    self.columns = tuple(column for column, _ in categories)
+    for column, values in categories:
+      setattr(self, f'column{column}', nnx.Embed(values, embedded(values), rngs=rngs))
+
+  def __call__(self, x: Float[Array, 'batch columns']) -> Float[Array, 'batch features']:
+    numbers = [place for place in range(x.shape[1]) if place not in self.columns]
+    vectors = [getattr(self, f'column{place}')(x[:, place].astype(jnp.int32)) for place in self.columns]
+    return jnp.concatenate([x[:, jnp.array(numbers, jnp.int32)], *vectors], axis=1)
+
+
+def embedded(values: int) -> int:
+  """Features of a category of so many values."""
+  return min(50, -(-values // 2))
+
+
 def mlp(
   input_shape: tuple[int, ...],
   outputs: int | dict[str, int],
   *,
   hidden: list[Positive] = [128],  # noqa: B006 (never changed)
   dropout: Share = 0.0,
+  categories: list[list[int]] = [],  # noqa: B006 (never changed)
 ) -> Network:
   """A multilayer perceptron with one stage per hidden layer.
 
   Args:
     hidden: width of each hidden layer.
     dropout: share of each hidden layer's features that is dropped in training.
+    categories: [column, number of values] of columns that hold numbers of categories, for a stage 'embed'; filled in
+      from the data where they say categorical='embedding'.
+
+  Raises:
+    UserError: categories that the inputs do not have.
   """
+  if categories and (len(input_shape) != 1 or any(len(c) != 2 or c[0] >= input_shape[0] for c in categories)):
+    raise UserError(f"network 'mlp': categories {categories} for inputs {list(input_shape)}; they are [column, values]")
 
   def create(rngs: nnx.Rngs) -> dict:
-    width, stages = 1, {}
-    for extent in input_shape:
-      width *= extent
+    stages: dict = {}
+    width = math.prod(input_shape)
+    if categories:
+      stages['embed'] = Embed(categories, rngs)
+      width += sum(embedded(values) - 1 for _, values in categories)
     for number, features in enumerate(hidden, 1):
       stages[f'layer{number}'] = Dense(width, features, dropout, rngs)
       width = features

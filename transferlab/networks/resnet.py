@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from transferlab.config import Positive, Share
 from transferlab.errors import UserError
 from transferlab.networks import layers
+from transferlab.networks.mlp import Dense
 from transferlab.networks.network import Network, network
 
 KAIMING = nnx.initializers.variance_scaling(2.0, 'fan_in', 'normal')
@@ -77,6 +78,7 @@ def resnet(
   depth: Annotated[int, pydantic.Field(ge=8, le=1202)] = 20,
   width: Positive = 16,
   shortcut: Literal['A', 'B'] = 'A',
+  features: Positive | None = None,
   dropout: Share = 0.0,
 ) -> Network:
   """A CIFAR ResNet of `depth` = 6n + 2 layers; each of its 3n blocks is a stage.
@@ -85,6 +87,7 @@ def resnet(
     depth: 8, 14, 20, 32, 44, 56, 110, ….
     width: channels of the first n blocks; doubled twice.
     shortcut: A or B, as in the paper.
+    features: width of a dense stage with ReLU between pool and head; None: no such stage.
     dropout: share of the pooled features that is dropped in training.
 
   Raises:
@@ -101,10 +104,13 @@ def resnet(
     blocks, inputs = (depth - 2) // 6, width
     for number in range(3 * blocks):
       group, first = number // blocks, number % blocks == 0
-      features = width * 2**group
+      channels = width * 2**group
       strides = 2 if first and group else 1
-      stages[f'block{number + 1}'] = BasicBlock(inputs, features, strides, shortcut, rngs)
-      inputs = features
-    return {**stages, 'pool': Pool(dropout), 'head': layers.head(inputs, outputs, rngs)}
+      stages[f'block{number + 1}'] = BasicBlock(inputs, channels, strides, shortcut, rngs)
+      inputs = channels
+    stages['pool'] = Pool(dropout)
+    if features is not None:
+      stages['dense'] = Dense(inputs, features, 0.0, rngs)
+    return {**stages, 'head': layers.head(features or inputs, outputs, rngs)}
 
   return network(create)

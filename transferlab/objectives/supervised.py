@@ -48,8 +48,12 @@ def cross_entropy(
   return values, targets @ jnp.asarray(class_weights, logits.dtype)
 
 
-def squared_error(predictions: Float[Array, 'batch *outputs'], targets: Float[Array, 'batch *outputs']) -> PerExample:
-  """(prediction − target)², averaged over the outputs of an example."""
+def squared_error(
+  predictions: Float[Array, 'batch *outputs'], targets: Float[Array, 'batch *outputs'] | Int[Array, 'batch']
+) -> PerExample:
+  """(prediction − target)², averaged over the outputs of an example; class numbers are targets of 0 and 1."""
+  if jnp.issubdtype(targets.dtype, jnp.integer) and predictions.ndim > targets.ndim:
+    targets = jnp.eye(predictions.shape[-1], dtype=predictions.dtype)[targets]
   return jnp.square(predictions - targets).reshape(predictions.shape[0], -1).mean(axis=1)
 
 

@@ -6,6 +6,7 @@ takes it back, `train` runs steps.
 
 import functools
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,7 +22,13 @@ from transferlab.training.step import Method
 
 
 class Feed(Protocol):
-  """What the loop wants of a way to train."""
+  """What the loop wants of a way to train.
+
+  Attributes:
+    waited: share of the last call's time in which the device may have waited for data; None where it never does.
+  """
+
+  waited: float | None
 
   def place(self, tree: Any) -> Any:
     """State or constants, where the compiled step wants them."""
@@ -41,6 +48,7 @@ class Held:
     held = _padded(arrays) if self.population else arrays[0]
     self.arrays = parallel.place(held, mesh)
     self.ahead: tuple[int, Any] | None = None
+    self.waited = None
 
   def place(self, tree: Any) -> Any:
     return parallel.place(tree, self.mesh)
@@ -56,7 +64,8 @@ class Held:
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
     assert count <= self.room
-    train = parallel.chunk(method, self.mesh, self.population)
+    looped = self.population or parallel.loops(method, (self.orders[0].rows, *self.arrays['x'].shape[1:]))
+    train = parallel.chunk(method, self.mesh, self.population, looped)
     picks = self.ahead[1] if self.ahead and self.ahead[0] == step else self._picks(step)
     state, metrics = train(state, constants, self.arrays, picks, np.int32(count))
     # While the device works, the host prepares what comes next.
@@ -66,14 +75,19 @@ class Held:
 
 
 class Streamed:
-  """Blocks of batches that grain gathers ahead; at most `room` steps a call, and few where batches are large."""
+  """Blocks of batches that grain gathers ahead; at most `room` steps a call, and few where batches are large.
+
+  While the device works on a block, the next one is put on the device.
+  """
 
   def __init__(self, arrays: dict[str, Any], order: Order, mesh: Mesh | None, workers: int, room: int):
     self.arrays, self.order, self.mesh, self.workers = arrays, order, mesh, workers
     self.steps = max(1, min(room, BLOCK // (order.rows * _bytes(arrays))))
     self.blocks: Any = None
-    self.block: Any = None
+    self.block: Any = None  # on the host, and on the device
     self.start = self.stop = 0  # the steps of the block at hand
+    self.idle = 0.0
+    self.waited: float | None = None
 
   def place(self, tree: Any) -> Any:
     return parallel.place(tree, self.mesh)
@@ -81,26 +95,35 @@ class Streamed:
   def single(self, tree: Any) -> Any:
     return tree
 
-  def _seek(self, step: int) -> None:
-    """Makes the block at hand the one that holds `step`."""
-    if self.blocks is None or not self.start <= step <= self.stop:
-      self.blocks, self.stop = loader.stream(self.arrays, self.order, step, self.steps, self.workers), step
-    if step == self.stop:
-      self.block = next(self.blocks)
-      self.start, self.stop = step, step + self.steps
+  def _next(self, step: int, running: Any) -> None:
+    """Takes the block that starts at `step`; the time counts as waiting unless `running` outlasts it."""
+    begun = time.perf_counter()
+    host = next(self.blocks)
+    self.block = host, parallel.place(host, self.mesh, batch_axis=1)
+    self.start, self.stop = step, step + self.steps
+    if running is None or next(iter(running.values())).is_ready():
+      self.idle += time.perf_counter() - begun
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
-    train, pieces, end = parallel.chunk(method, self.mesh, False), [], step + count
+    looped = parallel.loops(method, (self.order.rows, *self.arrays['x'].shape[1:]))
+    train, pieces, end = parallel.chunk(method, self.mesh, False, looped), [], step + count
+    begun, self.idle = time.perf_counter(), 0.0
+    if self.blocks is None or not self.start <= step < self.stop:
+      self.blocks = loader.stream(self.arrays, self.order, step, self.steps, self.workers)
+      self._next(step, None)
     while step < end:
-      self._seek(step)
       skipped, taken = step - self.start, min(end, self.stop) - step
-      # A block is rolled rather than cut, so that every call has the same shapes.
-      block = jax.tree.map(functools.partial(np.roll, shift=-skipped, axis=0), self.block) if skipped else self.block
-      placed = parallel.place(block, self.mesh, batch_axis=1)
+      host, placed = self.block
+      if skipped:  # rolled rather than cut, so that every call has the same shapes
+        rolled = jax.tree.map(functools.partial(np.roll, shift=-skipped, axis=0), host)
+        placed = parallel.place(rolled, self.mesh, batch_axis=1)
       state, metrics = train(state, constants, None, placed, np.int32(taken))
       pieces.append((metrics, taken))
       step += taken
+      if step == self.stop:
+        self._next(step, metrics)
     cut = [{name: values[:taken] for name, values in metrics.items()} for metrics, taken in jax.device_get(pieces)]
+    self.waited = self.idle / (time.perf_counter() - begun)
     return state, {name: np.concatenate([piece[name] for piece in cut]) for name in cut[0]}
 
 
@@ -117,6 +140,7 @@ class Mapped:
 
   def __init__(self, arrays: dict[str, Any], order: Order, chosen: Sequence[jax.Device]):
     self.arrays, self.order, self.chosen = arrays, order, tuple(chosen)
+    self.waited = None
     # Copies that stood elsewhere would travel to their devices anew in every step.
     self.mesh = Mesh(np.array(chosen), (parallel.AXIS,))
 

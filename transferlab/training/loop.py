@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transferlab.data.sources import centred
 from transferlab.errors import Diverged, Interrupted
 from transferlab.training import adapt, parallel, partition
 from transferlab.training.feed import Feed
@@ -84,8 +85,8 @@ class Loop:
     return self._fitted(variables, slots)
 
   def _with_terms(self, member: Member) -> Variables:
-    objectives = [stretch.method.objective for stretch in member.stretches]
-    return with_terms(member.stretches[0].method.network, objectives, member.variables, member.arrays, member.seed)
+    first, objectives = member.stretches[0], [stretch.method.objective for stretch in member.stretches]
+    return with_terms(first.method.network, objectives, member.variables, first.example, member.seed)
 
   def _restored(self, variables: Variables) -> tuple[Variables, Any, Any]:
     """(variables, state in the middle of a phase or None, optimizer slots of a phase that ended or None)."""
@@ -131,9 +132,9 @@ class Loop:
   def _adapted(self, stretch: Stretch, variables: Variables) -> Variables:
     if not stretch.adapt:
       return variables
-    network = stretch.method.network
+    network, crop = stretch.method.network, stretch.method.augment.crop
     adapted = [
-      adapt.adapt(network, tree, member.record, member.arrays['x'], stretch.adapt)
+      adapt.adapt(network, tree, member.record, centred(member.arrays['x'], crop), stretch.adapt)
       for member, tree in zip(self.members, self._each(variables))
     ]
     return stack(adapted, self.population)
@@ -179,7 +180,8 @@ class Loop:
       history.append({'step': step})
     history[-1][split] = dict(values)
     if self.saver:
-      self.saver.line(step, stretch.name, split, values, time.monotonic() - self.clock)
+      waited = self.feed.waited if split == 'train' else None
+      self.saver.line(step, stretch.name, split, values, time.monotonic() - self.clock, waited)
 
   def _validate(self, stretch: Stretch, variables: Variables) -> None:
     """Judges the state, and keeps it where it is the best so far."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from transferlab import config, paths
+from transferlab.data.augmentation import Augment, couples
 from transferlab.data.examples import Info
 from transferlab.errors import UserError, unknown
 from transferlab.networks.network import Network
@@ -33,6 +34,7 @@ class Stretch:
     rates: learning rate of each trainable path.
     weights: `{term: weight}`.
     adapt: stages whose statistics are recomputed before the phase.
+    example: shapes of a batch of two, as the network and the terms see it.
   """
 
   name: str
@@ -42,6 +44,7 @@ class Stretch:
   rates: dict[str, float]
   weights: dict[str, float]
   adapt: frozenset[str]
+  example: dict[str, Any]
 
   def constants(self, member: Any, start: int) -> dict[str, Any]:
     """The arguments of the step that do not move, for a phase that starts at global step `start`."""
@@ -54,6 +57,7 @@ class Stretch:
     }
 
 
+HARD = ('hinge', 'center_loss')  # terms that do not take soft targets
 _OBJECTIVES: dict[Any, Objective] = {}
 _METHODS: dict[Any, Method] = {}
 
@@ -86,7 +90,7 @@ def stretches(
   lengths: Sequence[int],
   default_objective: Sequence[Mapping[str, Any]] | None,
   info: Info,
-  augment: tuple[int, bool],
+  augment: Augment,
   example: Mapping[str, Any],
   where: str = 'config',
 ) -> list[Stretch]:
@@ -107,16 +111,16 @@ def stretches(
     place = f'{where}.objective' if phase.objective is None else f'{where}.phases.{number}.objective'
     specs.append(term_specs(given, info, place))
   _check_same_terms(specs, where)
+  if couples(augment):
+    _check_mixing(specs, info, where)
   objectives_ = [objective_of(terms, network, f'{where}.objective') for terms in specs]
   own = own_shapes(network, objectives_, example)
   made = []
   for number, (name, phase, steps) in enumerate(zip(phases.names(run_phases), run_phases, lengths)):
     place = f'{where}.phases.{number}'
-    method, rates, adapt = _method(
-      network, objectives_[number], phase, own, augment, info.task == 'classification', place
-    )
+    method, rates, adapt = _method(network, objectives_[number], phase, own, augment, info, place)
     weights = {spec.label: spec.weight for spec in specs[number]}
-    made.append(Stretch(name, phase, steps, method, rates, weights, adapt))
+    made.append(Stretch(name, phase, steps, method, rates, weights, adapt, dict(example)))
   return made
 
 
@@ -127,6 +131,15 @@ def _check_same_terms(specs: Sequence[Sequence[TermSpec]], where: str) -> None:
     means = spec.model_dump(exclude={'weight'})
     if known.setdefault(spec.label, means) != means:
       raise UserError(f'{where}: term {spec.label!r} means different things in different phases; give one a name')
+
+
+def _check_mixing(specs: Sequence[Sequence[TermSpec]], info: Info, where: str) -> None:
+  """That mixed examples, which have soft targets, can be learnt."""
+  if info.tasks:
+    raise UserError(f'{where}.target.data.augment: mixup and cutmix need a single label column')
+  for spec in [spec for terms in specs for spec in terms]:
+    if spec.term in HARD:
+      raise UserError(f'{where}.objective: term {spec.term!r} needs class numbers; mixup and cutmix make soft targets')
 
 
 def own_shapes(network: Network, chosen: Sequence[Objective], example: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,8 +157,8 @@ def _method(
   objective: Objective,
   phase: Phase,
   own: Mapping[str, Any],
-  augment: tuple[int, bool],
-  classification: bool,
+  augment: Augment,
+  info: Info,
   where: str,
 ) -> tuple[Method, dict[str, float], frozenset[str]]:
   shapes = network.shapes()
@@ -157,6 +170,7 @@ def _method(
   static = phase.model_dump(include={'optimizer', 'optimizer_options', 'clip', 'weight_decay_form'})
   schedule = phase.schedule.model_dump(include={'name', 'at', 'factor'})
   decay = [pattern for pattern, _ in optimizer.decay_rules(phase.weight_decay)]
+  inputs = (augment, info.low, info.high, info.outputs if info.task == 'classification' else 0)
   key = (
     network,
     objective,
@@ -164,13 +178,12 @@ def _method(
     tuple(leaves),
     tuple(trainable),
     frozenset(moving),
-    augment,
-    classification,
+    inputs,
   )
   if key not in _METHODS:
     built = optimizer.build(phase, trainable, leaves, network.stages, where)
     _METHODS[key] = Method(
-      network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), augment, classification
+      network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs
     )
   return _METHODS[key], rates, frozenset(adapt)
 
@@ -186,9 +199,9 @@ def stage_leaves(network: Network, leaves: Sequence[str]) -> dict[str, list[str]
   return read
 
 
-def example_of(x: Any, label: Any) -> dict[str, Any]:
-  """Shapes of a batch of two preprocessed examples."""
-  return {
-    'x': jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32),
-    'label': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), label),
-  }
+def example_of(input_shape: Sequence[int], label: Any, augment: Augment, info: Info) -> dict[str, Any]:
+  """Shapes of a batch of two preprocessed examples; mixed examples have soft targets."""
+  labels = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), label)
+  if couples(augment) and info.task == 'classification':
+    labels = jax.ShapeDtypeStruct((2, info.outputs), jnp.float32)
+  return {'x': jax.ShapeDtypeStruct((2, *input_shape), jnp.float32), 'label': labels}

@@ -5,17 +5,21 @@ alternative on which nothing else depends. Talks to devices.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transferlab.data.augmentation import couples
 from transferlab.data.loader import gather
 from transferlab.errors import UserError
+from transferlab.networks import layers
 from transferlab.training.settings import Parallel
 from transferlab.training.step import Batch, Constants, Method, State, begin, train_step
 
@@ -54,35 +58,70 @@ def beginning(method: Method, population: bool) -> Callable[[Any, Any], State]:
 
 
 @functools.lru_cache(maxsize=64)
-def chunk(method: Method, mesh: Mesh | None, population: bool) -> Train:
+def chunk(method: Method, mesh: Mesh | None, population: bool, looped: bool = True) -> Train:
   """Many steps in one call: `train(state, constants, arrays, picks, count)`.
 
   One batch after the other, the first `count` of `picks` [steps, batch]: places in `arrays`, from which the batch is
   gathered (`Order.batches`); or, where `arrays` is None, whole batches [steps, batch, …] (`loader.stream`). Returns
   the state and the metrics [steps]. `count` is an argument, so chunks of every length share one compilation. In a
   population every argument but `count` has a leading axis of members. The state is donated.
+
+  Args:
+    looped: a compiled loop over the steps; else a compiled step that is called `count` times (see `loops`).
   """
 
-  def train(
-    state: State, constants: Constants, arrays: Batch | None, picks: Batch, count: jax.Array
-  ) -> tuple[State, dict[str, jax.Array]]:
-    def step(state: State, index: jax.Array | int) -> tuple[State, dict[str, jax.Array]]:
-      pick = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), picks)
-      return train_step(method, state, constants, pick if arrays is None else gather(arrays, pick))
+  def step(state: State, constants: Constants, arrays: Batch | None, picks: Batch, index: jax.Array | int) -> Any:
+    pick = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), picks)
+    return train_step(method, state, constants, pick if arrays is None else gather(arrays, pick))
 
-    names = sorted(jax.eval_shape(step, state, 0)[1])
+  def next_row(
+    carry: tuple[State, jax.Array], constants: Constants, arrays: Batch | None, picks: Batch, index: jax.Array
+  ) -> tuple[State, jax.Array]:
+    state, measured = step(carry[0], constants, arrays, picks, index)
+    # One row of all metrics: writing each into an array of its own costs a small step visibly more.
+    return state, carry[1].at[index].set(jnp.stack([measured[name] for name in sorted(measured)]))
 
-    def body(index: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-      state, measured = step(carry[0], index)
-      # One row of all metrics: writing each into an array of its own costs a small step visibly more.
-      return state, carry[1].at[index].set(jnp.stack([measured[name] for name in names]))
+  def start(state: State, *others: Any) -> tuple[list[str], jax.Array]:
+    """Names of the metrics, and an empty row for each step."""
+    names = sorted(jax.eval_shape(step, state, *others, 0)[1])
+    return names, jnp.zeros((others[2]['place'].shape[0], len(names)), jnp.result_type(float))
 
-    table = jnp.zeros((picks['place'].shape[0], len(names)), jnp.result_type(float))
+  def train(state: State, constants: Constants, arrays: Batch | None, picks: Batch, count: jax.Array) -> Any:
+    names, table = start(state, constants, arrays, picks)
+    body = lambda index, carry: next_row(carry, constants, arrays, picks, index)
     state, table = lax.fori_loop(0, count, body, (state, table))
     return state, dict(zip(names, table.T))
 
-  mapped = jax.vmap(train, in_axes=(0, 0, 0, 0, None)) if population else train
-  return jax.jit(mapped, donate_argnums=0, **_outputs(mesh))
+  if looped:
+    mapped = jax.vmap(train, in_axes=(0, 0, 0, 0, None)) if population else train
+    return jax.jit(mapped, donate_argnums=0, **_outputs(mesh))
+  once = jax.jit(layers.unlooped(next_row), donate_argnums=0, **_outputs(mesh))
+  started: list[Any] = []  # tracing takes time, so the names are found once
+
+  def call(state: State, constants: Constants, arrays: Batch | None, picks: Batch, count: int) -> Any:
+    if not started:
+      started[:] = start(state, constants, arrays, picks)
+    names, table = started
+    carry = state, place(jnp.zeros_like(table), mesh)
+    for index in range(int(count)):
+      carry = once(carry, constants, arrays, picks, np.int32(index))
+    return carry[0], dict(zip(names, carry[1].T))
+
+  return call
+
+
+# Pixels in a batch from which a CPU convolves faster outside of compiled loops.
+MANY = 2**16
+
+
+def loops(method: Method, shape: Sequence[int]) -> bool:
+  """Whether many steps on batches of this shape are faster as one compiled loop than called one by one.
+
+  They are, but for convolutions of large batches on a CPU: inside a loop XLA gives its convolution one thread, and the
+  way around (`layers.convolve`) moves more memory. ResNet-20 at batch 128 takes 1.7 times as long in a loop.
+  """
+  convolves = any(leaf.ndim == 4 for leaf in jax.tree.leaves(method.network.shapes()['params']))
+  return jax.default_backend() != 'cpu' or not convolves or len(shape) < 4 or math.prod(shape[:3]) < MANY
 
 
 @functools.lru_cache(maxsize=64)
@@ -100,8 +139,10 @@ def mapped(method: Method, chosen: tuple[jax.Device, ...]) -> Callable[..., tupl
   """One step under pmap: state and constants with a leading device axis, the batch as [devices, batch / devices, …].
 
   Raises:
-    UserError: a term couples examples across the batch: on a device it would see only that device's.
+    UserError: a term, or mixing, couples examples across the batch: on a device it would see only that device's.
   """
+  if couples(method.augment):
+    raise UserError("config.parallel.compile: 'pmap' cannot mix examples across the batch (mixup, cutmix); use 'jit'")
   if coupling := [name for name, term in method.objective.terms.items() if term.couples]:
     raise UserError(
       f"config.parallel.compile: 'pmap' cannot serve term {coupling[0]!r}, which couples examples across the batch; "

@@ -34,7 +34,7 @@ def shapes_of(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any
   method = stretch.method
 
   def make(variables: Any) -> tuple[Any, Any]:
-    full = with_terms(method.network, [method.objective], variables, arrays, 0)
+    full = with_terms(method.network, [method.objective], variables, stretch.example, 0)
     state = begin(method, full['params'], full['stats'], full['term_stats'], jnp.int32(0))
     frozen = split(full['params'], method.trainable)[1]
     member = type('Start', (), {'start_point': variables['params'], 'record': record, 'seed': 0})

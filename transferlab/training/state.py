@@ -91,8 +91,10 @@ class Saver(Protocol):
   def save(self, progress: Progress, tree: Mapping[str, Any]) -> None:
     """Writes a checkpoint."""
 
-  def line(self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float) -> None:
-    """Logs measurements."""
+  def line(
+    self, step: int, phase: str, split: str, values: Mapping[str, Any], seconds: float, waited: float | None
+  ) -> None:
+    """Logs measurements; `waited` is the feed's."""
 
 
 @dataclasses.dataclass(frozen=True)

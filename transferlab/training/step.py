@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from transferlab.data import image, preprocessing
+from transferlab.data import augmentation, preprocessing
+from transferlab.data.augmentation import Augment
 from transferlab.networks import layers
 from transferlab.networks.network import Network
 from transferlab.objectives.objective import Objective, View
@@ -35,8 +36,8 @@ class Method:
     trainable: paths that the optimizer may move (with `terms/…`).
     training: stages in training mode.
     moving: stages whose running statistics move.
-    augment: (shift in pixels, horizontal flips).
-    classification: the label is a class number, and accuracy is logged.
+    augment: random changes to the inputs, which lie between `low` and `high`.
+    classes: of a label that is a class number, whose accuracy is logged; 0 for other labels.
   """
 
   network: Network
@@ -45,8 +46,10 @@ class Method:
   trainable: frozenset[str]
   training: frozenset[str]
   moving: frozenset[str]
-  augment: tuple[int, bool]
-  classification: bool
+  augment: Augment
+  low: float
+  high: float
+  classes: int
 
 
 def begin(method: Method, params: Any, stats: Any, term_stats: Any, step: Array | int) -> State:
@@ -75,7 +78,7 @@ def train_step(
     state: see `begin`; may change values, never structure, shape or dtype.
     constants: 'frozen' (tree with holes), 'source' (tree or None), 'preprocessing' {'shift', 'scale'}, 'key' (the
       run's), 'hyper' (optimizer.hyperparameters), 'weights' {term: weight}.
-    batch: 'x' [batch, …], 'label' [batch, …] or {task: …}, 'place' [batch] in the global batch, 'mask' [batch]
+    batch: 'x' [batch, …] as held, 'label' [batch, …] or {task: …}, 'place' [batch] in the global batch, 'mask' [batch]
       or None where all are real.
     axis: name of the mapped axis under pmap; sums then go over its devices.
 
@@ -86,6 +89,7 @@ def train_step(
     batch = {**batch, 'mask': jnp.ones_like(batch['place'], bool)}
   key = jax.random.fold_in(constants['key'], state['step'])
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch['place'])
+  batch = {**batch, **_augmented(method, batch, layers.fold_in(keys, AUGMENTATION))}
   loss = functools.partial(_loss, method, state, constants, batch, keys, axis)
   with layers.over_axis(axis):
     (value, (metrics, stats, term_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state['trainable'])
@@ -114,7 +118,7 @@ def _loss(
   own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
   outputs, stats = method.network.apply(
     {'params': params, 'stats': state['stats']},
-    {'x': _inputs(method, constants, batch, keys), 'example_mask': batch['mask']},
+    {'x': preprocessing.apply(batch['x'], **constants['preprocessing']), 'example_mask': batch['mask']},
     train=method.training,
     statistics=method.moving,
     key=layers.fold_in(keys, DROPOUT),
@@ -122,19 +126,23 @@ def _loss(
   progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
   view = functools.partial(_view, method.network, outputs, batch, params, constants['source'], keys, progress, total)
   values, measured, term_stats = method.objective(view, own)
-  if method.classification and not isinstance(batch['label'], Mapping):
+  if method.classes and not isinstance(batch['label'], Mapping):
     measured['accuracy'] = accuracy(outputs[method.network.stages[-1]], batch['label'])
   means = _means({**measured, **values}, batch['mask'], total, devices)
   loss = sum(constants['weights'][name] * means[name] for name in values)
   return jnp.asarray(loss), (means, stats, term_stats)
 
 
-def _inputs(method: Method, constants: Constants, batch: Batch, keys: Array) -> Array:
-  """The batch's inputs, augmented and preprocessed."""
-  x = batch['x']
-  if method.augment != (0, False):
-    x = image.augment(x, layers.fold_in(keys, AUGMENTATION), *method.augment)
-  return preprocessing.apply(x, constants['preprocessing']['shift'], constants['preprocessing']['scale'])
+def _augmented(method: Method, batch: Batch, keys: Array) -> Batch:
+  """'x' and 'label' after augmentation."""
+  x, labels = batch['x'], batch['label']
+  if method.augment == Augment():
+    return {'x': x, 'label': labels}
+  x = augmentation.apply(x, keys, method.augment, method.low, method.high)
+  if augmentation.couples(method.augment):
+    labels = labels if method.classes else labels.astype(jnp.float32)
+    x, labels = augmentation.mix(x, labels, keys, batch['mask'], method.augment, method.classes)
+  return {'x': x, 'label': labels}
 
 
 def _view(

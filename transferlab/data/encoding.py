@@ -1,0 +1,155 @@
+"""What a network takes of a table: its missing values filled in, its categories as indicators or as numbers.
+
+Here: fitting on training examples a list of entries that JSON can hold, applying it, and what a target takes over from
+its source. Reading tables is in tables.py; shift and scale are kept and applied by preprocessing.py.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from transferlab.data.examples import Info
+from transferlab.errors import UserError, nearest
+
+Entry = dict[str, Any]
+
+
+def fit(x_train: np.ndarray, info: Info, categorical: Literal['one_hot', 'embedding'] = 'one_hot') -> list[Entry]:
+  """What each of the D encoded columns is, in order: dicts with 'column', 'name' and 'kind'.
+
+  - 'numeric': the column, with 'fill' (the mean of its present values; 0 if there is none) where a value is missing;
+  - 'missing': 1 where the value is missing, else 0; only for columns that miss values in training;
+  - 'value': 1 where the value is this 'value', else 0; for every value that occurs in training, sorted (one_hot);
+  - 'code': 0 where the value is missing or unseen in training, else its place, from 1, in 'values' (embedding).
+
+  Args:
+    x_train: training examples as `read_table` gives them, [N, C].
+
+  Raises:
+    UserError: two entries would have one name.
+  """
+  entries: list[Entry] = []
+  for values, column in zip(x_train.T, info.columns):
+    absent = np.isnan(values)
+    if column not in info.categories:
+      fill = float(values[~absent].mean(dtype=np.float64)) if not absent.all() else 0.0
+      entries.append({'column': column, 'name': column, 'kind': 'numeric', 'fill': fill})
+    else:
+      known = sorted(info.categories[column][int(number)] for number in np.unique(values[~absent]))
+      if categorical == 'embedding':
+        entries.append({'column': column, 'name': column, 'kind': 'code', 'values': known})
+        continue
+      entries += [{'column': column, 'name': f'{column}={value}', 'kind': 'value', 'value': value} for value in known]
+    if absent.any():
+      entries.append({'column': column, 'name': f'{column}=missing', 'kind': 'missing'})
+  return _distinct(entries)
+
+
+def _distinct(entries: list[Entry]) -> list[Entry]:
+  """The entries, if their names differ: first-layer weights are matched by them."""
+  first: dict[str, Entry] = {}
+  for entry in entries:
+    other = first.setdefault(entry['name'], entry)
+    if other is not entry:
+      said = [f'{one["kind"]} of {one["column"]!r}' for one in (other, entry)]
+      raise UserError(
+        f'two encoded columns would be named {entry["name"]!r} ({" and ".join(said)}): rename the column, '
+        'or name the value in data.missing'
+      )
+  return entries
+
+
+def encode(x: np.ndarray, info: Info, entries: Sequence[Entry]) -> np.ndarray:
+  """A raw table [N, C] as float32 [N, D], whatever data the entries were fitted on; its other columns are left out.
+
+  Values of categories are compared by name, so that `info.categories` may number them in another way. What training
+  had not seen is 0 in all indicators, and code 0.
+
+  Raises:
+    UserError: the table lacks a column of the entries, or holds numbers for categories or the other way round.
+  """
+  encoded = np.empty((len(x), len(entries)), np.float32)
+  for i, entry in enumerate(entries):
+    values = x[:, _position(entry, info)]
+    absent = np.isnan(values)
+    if entry['kind'] == 'numeric':
+      encoded[:, i] = np.where(absent, np.float32(entry['fill']), values)
+    elif entry['kind'] == 'missing':
+      encoded[:, i] = absent
+    else:
+      known = [entry['value']] if entry['kind'] == 'value' else entry['values']
+      codes = {value: code for code, value in enumerate(known, 1)}
+      table = np.array([*(codes.get(value, 0) for value in info.categories[entry['column']]), 0], np.float32)
+      encoded[:, i] = table[np.where(absent, -1, values).astype(np.int64)]  # the last place is for what is missing
+  return encoded
+
+
+def _position(entry: Entry, info: Info) -> int:
+  """Where the column of an entry stands in a raw table."""
+  column, kind = entry['column'], entry['kind']
+  if column not in info.columns:
+    near = ', '.join(nearest(column, info.columns))
+    raise UserError(f'{info.origin or "the table"} has no column {column!r}, which was trained on; nearest: {near}')
+  if kind != 'missing' and (kind == 'numeric') == (column in info.categories):
+    was, now = ('numeric', 'category') if kind == 'numeric' else ('category', 'numeric')
+    raise UserError(
+      f'{info.origin or "the table"}: column {column!r} is {now}, and it was {was} where it was trained on; '
+      f'set data.columns={{{column!r}: {was!r}}}'
+    )
+  return info.columns.index(column)
+
+
+def merge(source_entries: Sequence[Entry], target_entries: Sequence[Entry]) -> list[Entry]:
+  """What a target uses that takes its source's preprocessing: the target's columns, as the source knows them.
+
+  Where the source has a column of this name and encoded it in the same way, its fill, values and indicators come first,
+  in its order, then the values and indicators that only the target's training has. Other columns stay the target's own.
+
+  Raises:
+    UserError: two entries would have one name.
+  """
+  source, merged = _by_column(source_entries), []
+  for column, own in _by_column(target_entries).items():
+    theirs = source.get(column, [])
+    if not theirs or _way(theirs) != _way(own):
+      merged += own
+      continue
+    known = {(entry['name'], entry['kind']) for entry in theirs}
+    merged += theirs + [entry for entry in own if (entry['name'], entry['kind']) not in known]
+    if _way(own) == 'code':
+      values = dict.fromkeys([*theirs[0]['values'], *own[0]['values']])
+      merged[-1] = {**theirs[0], 'values': list(values)}
+  return _distinct(copy.deepcopy(merged))
+
+
+def _by_column(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+  columns: dict[str, list[Entry]] = {}
+  for entry in entries:
+    columns.setdefault(entry['column'], []).append(entry)
+  return columns
+
+
+def _way(entries: list[Entry]) -> str:
+  """How a column is encoded: 'numeric', 'code' or 'one_hot', which may consist of its 'missing' alone."""
+  return entries[0]['kind'] if entries[0]['kind'] in ('numeric', 'code') else 'one_hot'
+
+
+def widths(entries: Sequence[Entry]) -> dict[int, int]:
+  """The number of codes, 1 + that of values, by the position in D of each column to be embedded."""
+  return {i: 1 + len(entry['values']) for i, entry in enumerate(entries) if entry['kind'] == 'code'}
+
+
+def scaling(encoded: np.ndarray, entries: Sequence[Entry], standardize: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Shift and scale, float64 [D], by which encoded training examples [N, D] become (x - shift) / scale.
+
+  With `standardize` numeric columns get mean 0 and deviation 1 (over N; a constant is scaled by 1). All else keeps
+  shift 0 and scale 1: an indicator of something rare would become huge, and a code is no quantity.
+  """
+  shift, scale = np.zeros(len(entries)), np.ones(len(entries))
+  for i, entry in enumerate(entries):
+    if standardize and entry['kind'] == 'numeric':
+      values = encoded[:, i].astype(np.float64)
+      shift[i], scale[i] = values.mean(), values.std() or 1.0
+  return shift, scale

@@ -1,0 +1,185 @@
+"""What a config may say of data: the schema of one data set, and which sources there are.
+
+Readers are in sources.py and the files it lists. Nothing is imported here that takes time, so that a mistyped key is
+answered at once.
+"""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from transferlab.config import OUTSIDE, Fraction, NonNegative, Positive, Schema, Seed
+from transferlab.data.augmentation import Augment
+from transferlab.data.decoding import Resize
+from transferlab.data.preprocessing import STATISTICS
+from transferlab.errors import UserError, unknown
+
+Share = Annotated[float, Field(gt=0, le=1)]
+BUNDLED = ('digits', 'iris', 'wine', 'breast_cancer', 'diabetes', 'linnerud')
+TABLES = ('csv', 'tsv', 'jsonl')
+FILES = {'npz': 'npz:FILE', **{kind: f'{kind}:FILE' for kind in TABLES}, 'folder': 'folder:DIR', 'tfds': 'tfds:NAME'}
+# Keys that only some sources have.
+ONLY = {
+  ('inputs', 'label'): ('npz', 'tfds', *TABLES),
+  ('columns', 'missing'): TABLES,
+  ('where',): ('npz', 'tfds', *TABLES),
+  ('categorical',): ('tfds', *TABLES),
+  ('hash',): ('tfds', *TABLES),
+  ('resize',): ('folder', 'tfds'),
+  ('channels', 'corrupt'): ('folder',),
+  ('folder',): ('tfds',),
+}
+
+
+def check_name(name: str) -> None:
+  """Raises `UserError` where a name is that of no source, or lacks what the source needs."""
+  kind, colon, rest = name.partition(':')
+  if not (name in BUNDLED or (kind in FILES and colon and rest)):
+    raise unknown('data set', name, [*BUNDLED, *FILES.values()])
+
+
+class Data(Schema):
+  """One data set: where it comes from, which part of it, how it is split, changed and fed."""
+
+  name: str = Field(
+    description='digits, iris, wine, breast_cancer, diabetes, linnerud; npz:FILE, csv:FILE, tsv:FILE, jsonl:FILE '
+    "(several parts: 'csv:adult-{train,test}.csv'); folder:DIR of images in class folders; tfds:NAME."
+  )
+  folder: str | None = Field(
+    default=None, description="tfds: where prepared data sets stand; None: TFDS's own place.", json_schema_extra=OUTSIDE
+  )
+  inputs: str | list[str] | None = Field(
+    default=None,
+    description='npz: key of the inputs (None: x, image, images, data, inputs); tfds: a feature (None: as the data set '
+    'says); tables: the columns to learn from (None: all but the labels).',
+  )
+  label: str | list[str] | None = Field(
+    default=None,
+    description='What to learn: key (npz), feature (tfds) or column (tables), or a list with one task each; '
+    'None: y, label, labels, target, class, or as the data set says.',
+  )
+  columns: dict[str, Literal['numeric', 'category', 'text', 'ignore']] = Field(
+    default={}, description='Tables: what columns are, where it does not show.'
+  )
+  missing: list[str] | None = Field(
+    default=None, description="Tables: what stands for a missing value; None: '', '?', NA, N/A, NaN, nan, null, None."
+  )
+  categorical: Literal['one_hot', 'embedding'] = Field(
+    default='one_hot', description='Tables: a column for each value of a categorical column, or its number.'
+  )
+  hash: Positive | None = Field(
+    default=None,
+    description='Texts: counts of words, hashed into this many columns (Weinberger et al. 2009). None: strings, which '
+    'no network reads yet.',
+  )
+  resize: Resize | None = Field(default=None, description='Images of folders and TFDS: the size to bring them to.')
+  channels: Literal[1, 3] | None = Field(default=None, description='Images of folders; None: 3 if any has colours.')
+  corrupt: Literal['refuse', 'skip'] = Field(
+    default='refuse', description='Folders: what becomes of files that are damaged or no images.'
+  )
+  train: str | None = Field(
+    default=None, description="What to train on, as in TFDS: 'train[:80%]', 'train+validation'. None: 'train'."
+  )
+  task: Literal['classification', 'binary', 'regression'] | None = Field(
+    default=None,
+    description="What to learn; 'binary' is two classes and one output. None: as the data say "
+    '(npz: whole numbers are classes, floats are for regression).',
+  )
+  half: Literal[0, 1] | None = Field(default=None, description='Use one of two disjoint halves, each of all classes.')
+  classes: list[int] | None = Field(default=None, description='Use only these classes, by their original numbers.')
+  where: dict[str, list[str | float]] = Field(
+    default={}, description='Tables: use only rows in which a column has one of these values, for every column named.'
+  )
+  relabel: bool = Field(
+    default=True, description='Number the classes used 0, 1, … in the order given; False: as they were.'
+  )
+  test: Fraction | str = Field(
+    default=0.25,
+    description='Fraction of each class cut off for testing, unused where data bring a test split (or, for want of '
+    "one, a validation split); or the part to test on: 'validation', 'train[80%:]'.",
+  )
+  validation: Fraction | Positive | str | None = Field(
+    default=None,
+    description='To choose with: a fraction of each class outside test, a number of examples of each class '
+    "(regression: in all), or a part: 'validation', 'train[90%:]'. None: no validation.",
+  )
+  shots: Positive | None = Field(default=None, description='Train on this many examples of each class.')
+  fraction: Share | None = Field(default=None, description='Train on this fraction of what would be trained on.')
+  noise: Annotated[float, Field(ge=0, le=1000)] = Field(
+    default=0.0,
+    description='Standard deviation of Gaussian noise: in input ranges, clipped to the range, for images; '
+    "in each column's standard deviations for tables.",
+  )
+  rotation: Annotated[float, Field(ge=0, le=180)] = Field(
+    default=0.0, description='Images: turn each by an angle drawn from ± this many degrees.'
+  )
+  contrast: Annotated[float, Field(gt=0, le=1000)] = Field(
+    default=1.0, description="Images: factor around the image's own mean."
+  )
+  split_seed: Seed = Field(default=0, description='Fixes halves and test split: the same for every run.')
+  corruption_seed: Seed | None = Field(
+    default=None, description="Draws noise and rotation, fixed per example. None: the run's seed."
+  )
+  seed: Seed | None = Field(default=None, description="Draws validation and training examples. None: the run's seed.")
+  standardize: bool | None = Field(
+    default=None,
+    description='Mean 0 and deviation 1 per column or channel, by the training split. None: tables only.',
+  )
+  statistics: str | None = Field(
+    default=None, description=f"Images: named mean and deviation in place of the data's: {', '.join(STATISTICS)}."
+  )
+  augment: Augment = Field(default=Augment(), description='Random changes to training images.')
+  sampling: Literal['uniform', 'balanced'] = Field(
+    default='uniform', description='balanced: every class equally often, however many examples it has.'
+  )
+  batch_size: Annotated[int, Field(gt=0, le=2**20)] = Field(default=64, description='Examples in a global batch.')
+  last_batch: Literal['carry', 'pad'] = Field(
+    default='carry', description='A last batch that is not full: fill it from the next epoch, or pad and mask.'
+  )
+  hold: Literal['device', 'stream'] = Field(
+    default='device',
+    description='Keep all examples on the device, or stream them; the batches are the same.',
+    json_schema_extra={**OUTSIDE},
+  )
+  workers: NonNegative = Field(
+    default=0, description='Processes that prepare streamed batches; 0: none.', json_schema_extra={**OUTSIDE}
+  )
+
+  @pydantic.field_validator('name')
+  @classmethod
+  def _known(cls, name: str) -> str:
+    try:
+      check_name(name)
+    except UserError as error:
+      raise ValueError(str(error)) from None
+    return name
+
+  @pydantic.field_validator('statistics')
+  @classmethod
+  def _named(cls, name: str | None) -> str | None:
+    if name is not None and name not in STATISTICS:
+      raise ValueError(str(unknown('statistics', name, STATISTICS)))
+    return name
+
+  @pydantic.field_validator('classes', 'label', 'inputs')
+  @classmethod
+  def _distinct(cls, values: Any) -> Any:
+    if isinstance(values, list) and (not values or len(set(values)) < len(values)):
+      raise ValueError('should name at least one, and none twice')
+    return values
+
+  @pydantic.model_validator(mode='after')
+  def _consistent(self) -> 'Data':
+    if self.shots is not None and self.fraction is not None:
+      raise ValueError('shots and fraction exclude each other: give one of them')
+    kind = self.name.partition(':')[0]
+    for keys, kinds in ONLY.items():
+      for key in keys:
+        if getattr(self, key) != type(self).model_fields[key].default and kind not in kinds:
+          raise ValueError(f'{key} is for {", ".join(kinds)}, and there is none in {self.name!r}')
+    if self.statistics is not None and self.standardize:
+      raise ValueError('statistics and standardize exclude each other: give one of them')
+    if self.classes is not None and self.relabel and len(self.classes) < 2:
+      raise ValueError('classes should name at least two, unless relabel=False')
+    return self
