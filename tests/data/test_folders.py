@@ -219,7 +219,11 @@ def test_the_digest_changes_with_a_byte_and_not_with_the_place_or_the_time(tmp_p
   assert digest(_read(moved)) != first
   file.write_bytes(whole)
   assert digest(_read(moved)) == first
-  os.rename(moved / 'b' / '2.png', moved / 'a' / '3.png')
+  os.rename(moved / 'a' / '2.png', moved / 'a' / '3.png')  # still the last of its class
+  assert digest(_read(moved)) == first
+  os.rename(moved / 'a' / '3.png', moved / 'a' / '0a.png')  # now the second
+  assert digest(_read(moved)) != first
+  os.rename(moved / 'a' / '0a.png', moved / 'b' / '0a.png')
   assert digest(_read(moved)) != first
 
 
@@ -311,6 +315,9 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, 'scandir', forbidden)
   assert _refused(root) == f'the folder {root}/b cannot be read (Permission denied)'
+  monkeypatch.setattr(os, 'listdir', lambda place: forbidden(f'{place}/b'))  # as pathlib lists
+  monkeypatch.setattr(os, 'scandir', lambda place: forbidden(f'{place}/b'))
+  assert 'cannot be read (Permission denied)' in _refused(root)
 
 
 def test_a_missing_folder_names_the_nearest_that_is_there(tmp_path):

@@ -67,6 +67,11 @@ def test_only_texts_are_hashed():
     hashed(_examples(kind='table'), 8)
 
 
+def test_a_table_too_wide_for_any_machine_is_refused_at_once():
+  with pytest.raises(UserError, match=r'data\.hash=2147483647 makes a row of 2,147,483,647 numbers'):
+    hashed(_examples(), 2**31 - 1)
+
+
 def test_a_table_of_texts_is_hashed_through_load_and_not_standardized(tmp_path):
   texts = [f'{"good" if row % 2 else "bad"} film number {row}' for row in range(24)]
   (tmp_path / 'films.tsv').write_text(

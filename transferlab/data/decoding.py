@@ -221,5 +221,7 @@ def _quiet() -> Any:
   """cv2, which would write about damaged images to the screen beside our own message."""
   import cv2
 
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+  opencv: Any = cv2
+  silence = opencv.setLogLevel if hasattr(cv2, 'setLogLevel') else opencv.utils.logging.setLogLevel  # 4 or 5
+  silence(0)
   return cv2

@@ -112,7 +112,7 @@ def _look(file: Path, whole: bool) -> _Look:
   image = decoding.decode(data, 3, None if whole else (1, 1))
   if image is None:
     return _Look('cannot be decoded: it is damaged, or of a kind that OpenCV does not read')
-  digest = hashlib.blake2b(os.fsencode(file.name) + b'\0' + data, digest_size=16).digest()
+  digest = hashlib.blake2b(data, digest_size=16).digest()
   return _Look(None, digest, image.shape[:2], bool((image[..., :1] != image[..., 1:]).any()))
 
 
@@ -153,10 +153,10 @@ def _files(place: Path) -> list[Path]:
 
 def _parts(root: Path, place: str) -> dict[str, Path]:
   """Where the class folders of each part stand."""
-  if root.exists() and not root.is_dir():
+  if os.path.isfile(root):
     raise UserError(f'{place} is a file; needed: a folder {root.parent}/CLASS/FILE or {root.parent}/PART/CLASS/FILE')
-  if not root.is_dir():
-    above = next(folder for folder in root.absolute().parents if folder.is_dir())
+  if not os.path.isdir(root):
+    above = next(folder for folder in root.absolute().parents if os.path.isdir(folder))
     missing = root.absolute().relative_to(above).parts[0]
     near = nearest(missing, [folder.name for folder in _folders(above)])
     raise UserError(f'no folder {place!r}; nearest in {str(above)!r}: {", ".join(near) or "no folder at all"}')
