@@ -117,6 +117,9 @@ def stream(arrays: Mapping[str, Any], order: Order, start: int, steps: int, work
   source = grain.MapDataset.source(_Blocks(dict(arrays), order, start, steps))
   dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead))
   if workers:
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # grain's processes look at them, and this program has none
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   return iter(dataset)
 
