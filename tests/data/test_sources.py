@@ -419,6 +419,49 @@ def test_without_a_test_part_the_validation_part_is_tested_on_unless_it_is_named
   assert _ids(cut, 'train') | _ids(cut, 'validation') == set(rows['train'])
 
 
+def test_a_part_is_not_taken_for_another_whose_name_begins_alike(photos):
+  parts = {'train': 20, 'val': 6, 'validation': 4}
+  name, _ = photos(parts)
+  loaded = load(Data(name=name, train='train+validation'), 0)
+  assert _ids(loaded, 'test') == set(_places(parts)['val'])
+
+
+@pytest.fixture
+def people(tmp_path):
+  """A table of sixty people, and its rows as dicts."""
+  rows = [{'job': 'abc'[i % 3], 'age': i // 20, 'rich': i % 2} for i in range(60)]
+  lines = [','.join(rows[0]), *(','.join(map(str, row.values())) for row in rows)]
+  (tmp_path / 'people.csv').write_text('\n'.join(lines))
+  return f'csv:{tmp_path / "people.csv"}', rows
+
+
+@pytest.mark.parametrize(
+  'where', [{'job': ['a', 'c']}, {'age': [0, 2.0]}, {'job': ['a', 'b'], 'age': [1, 2]}, {'job': ['b']}]
+)
+def test_rows_are_those_that_have_the_values_asked_for_in_every_column(people, where):
+  name, rows = people
+  loaded = load(Data(name=name, label='rich', where=where, test=0.34), 0)
+  kept = {i for i, row in enumerate(rows) if all(row[column] in values for column, values in where.items())}
+  assert _ids(loaded, 'train') | _ids(loaded, 'test') == kept
+
+
+@pytest.mark.parametrize(
+  ('where', 'message'),
+  [
+    ({'jbo': ['a']}, "unknown data.where 'jbo'; nearest: job"),
+    ({'job': ['d']}, "unknown data.where.job 'd'; nearest: a"),
+    ({'age': ['old']}, "data.where.age: 'old' is no number"),
+  ],
+)
+def test_columns_and_values_that_do_not_exist_are_refused(people, where, message):
+  _refused(message, people[0], label='rich', where=where)
+
+
+def test_where_is_for_tables_and_not_for_words_that_were_hashed(tmp_path):
+  (tmp_path / 'said.tsv').write_text('label\ttext\n' + 'a\tyes yes\nb\tno no\n' * 4)
+  _refused('data.where is for the columns of tables', f'tsv:{tmp_path / "said.tsv"}', hash=8, where={'text': ['no no']})
+
+
 def test_a_slice_of_data_without_parts_is_of_all_of_them():
   loaded = load(Data(name='digits', train='all[:1000]', test='all[1000:]'), 0)
   assert (_ids(loaded, 'train'), _ids(loaded, 'test')) == (set(range(1000)), set(range(1000, 1797)))

@@ -150,14 +150,14 @@ def _load(data: Data, seed: int, stamp: Any) -> Loaded:
 def _corrupted(data: Data, examples: Examples, raw: Examples, seed: int) -> Examples:
   """The examples, worsened as the config says; numbers of categories stay what they are."""
   x, unit = examples.arrays['x'], None
+  if not data.noise and data.rotation == 0 and data.contrast == 1:
+    return examples
   if raw.info.kind == 'table' and data.noise:
     unit = np.nanstd(np.asarray(raw.arrays['x']), axis=0, dtype=np.float64)
     unit *= np.array([column not in raw.info.categories for column in raw.info.columns])
   options = (raw.info, data.noise, data.rotation, data.contrast, seed, unit)
-  if isinstance(x, Column) and (data.noise or data.rotation or data.contrast != 1):
+  if isinstance(x, Column):
     worse: Any = x.then(functools.partial(_corrupt_rows, options), repr(options[1:5]))
-  elif isinstance(x, Column):
-    worse = x
   else:
     worse = image.corrupt(x, examples.arrays['id'], *options)
   return dataclasses.replace(examples, arrays={**examples.arrays, 'x': worse})
@@ -181,12 +181,10 @@ def _check(data: Data, raw: Examples) -> None:
   if info.tasks and data.classes is not None:
     raise UserError('data.classes selects from one label column, and data.label names several')
   if info.kind != 'image':
-    for name in ('rotation', 'contrast', 'augment'):
+    for name in ('rotation', 'contrast', 'augment', 'statistics'):
       if getattr(data, name) != Data.model_fields[name].default:
         raise UserError(f'data.{name} is for images, and {data.name} holds none')
-    if data.statistics is not None:
-      raise UserError(f'data.statistics is for images, and {data.name} holds none')
-  elif info.kind == 'image':
+  else:
     check(data.augment, x.shape[1:])
     preprocessing.check_statistics(data.statistics, x.shape[-1])
   if data.task not in (None, info.task) and (data.task, info.task) != ('binary', 'classification'):
@@ -203,11 +201,11 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   given = raw.official or {'all': np.arange(len(raw))}
   first = next((name for name in TRAINING if name in given), next(iter(given)))
   train = splits.sliced(data.train or first, given, 'data.train')
-  found = {}
+  found, taken = {}, splits.named(data.train or first)
   if isinstance(data.validation, str):
     found['validation'] = splits.sliced(data.validation, given, 'data.validation')
-  usual = [name for name in TESTING if name in given and name not in (data.train or first)]
-  usual = [name for name in usual if not (isinstance(data.validation, str) and name in data.validation)]
+    taken |= splits.named(data.validation)
+  usual = [name for name in TESTING if name in given and name not in taken]
   if isinstance(data.test, str):
     found['test'] = splits.sliced(data.test, given, 'data.test')
   elif usual:
@@ -223,13 +221,18 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   found = {name: rows[keep[rows]] for name, rows in found.items()}
   used = np.concatenate(list(found.values()))
   if raw.info.task != 'regression' and (raw.strata[used] < 0).any():
-    raise UserError(f'{data.name}: {(raw.strata[used] < 0).sum()} of the examples named have no label')
+    raise UserError(
+      f'{data.name}: {(raw.strata[used] < 0).sum()} of the examples named have no label; data.train, data.validation '
+      f'and data.test name other parts ({", ".join(given)})'
+    )
   return found
 
 
 def _where(data: Data, raw: Examples) -> np.ndarray:
   """bool [N]: which rows have the values asked for."""
   keep = np.ones(len(raw), bool)
+  if data.where and (raw.info.kind != 'table' or data.hash is not None):
+    raise UserError(f'data.where is for the columns of tables, and {data.name} holds none')
   for column, values in data.where.items():
     if column not in raw.info.columns:
       raise unknown('data.where', column, raw.info.columns)
@@ -312,15 +315,11 @@ def _split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
   return {'train': train, **result, 'test': test}
 
 
-def _one(value: Any, option: str) -> str | None:
-  if isinstance(value, list):
-    raise UserError(f'data.{option}: one name is needed here, not a list')
-  return value
-
-
 def _npz(data: Data) -> Examples:
   """Arrays of one's own: x and y, or x_train, y_train, x_test and y_test."""
-  return read_npz(data.name.partition(':')[2], _one(data.inputs, 'inputs'), data.label, data.task)
+  if isinstance(data.inputs, list):
+    raise UserError('data.inputs: one key of the npz file is needed, not a list')
+  return read_npz(data.name.partition(':')[2], data.inputs, data.label, data.task)
 
 
 def _folder(data: Data) -> Examples:
@@ -330,8 +329,7 @@ def _folder(data: Data) -> Examples:
 
 def _tfds(data: Data) -> Examples:
   """A data set of TensorFlow Datasets, read without TensorFlow."""
-  name, inputs = data.name.partition(':')[2], _one(data.inputs, 'inputs')
-  return tfds.read_tfds(name, data.folder, inputs, data.label, data.task, data.resize)
+  return tfds.read_tfds(data.name.partition(':')[2], data.folder, data.inputs, data.label, data.task, data.resize)
 
 
 def _table(data: Data) -> Examples:

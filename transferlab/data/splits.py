@@ -49,6 +49,11 @@ def sliced(spec: str, parts: Mapping[str, np.ndarray], option: str) -> np.ndarra
   return rows
 
 
+def named(spec: str) -> set[str]:
+  """The parts that a spec takes examples from; what cannot be read is left to `sliced`."""
+  return {found[1] for piece in spec.split('+') if (found := _SLICE.fullmatch(piece))}
+
+
 def _boundary(text: str | None, count: int, default: int) -> int:
   if text is None:
     return default
