@@ -140,8 +140,8 @@ def test_columns_of_a_table_are_carried_over_by_name(tmp_path):
   np.testing.assert_array_equal(mine[:2], theirs[[2, 0]])
   assert not any((mine[2] == row).any() for row in theirs)
   notes = folder.read_json(tmp_path / 'run' / 'transplant.json')['notes']
-  assert 'columns new in the target, initialised: shoes' in notes
-  assert 'columns of the source not used: height, pulse' in notes
+  assert 'layer1/linear/kernel: new in the target, initialised: shoes' in notes
+  assert 'layer1/linear/kernel: of the source not used: height, pulse' in notes
   given, own = (
     checkpoints.progress(checkpoints.find(str(place)))['preprocessing'] for place in (source, tmp_path / 'run')
   )

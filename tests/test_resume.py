@@ -22,6 +22,17 @@ TOP = {
   'schedule': {'name': 'cosine', 'warmup': 0.2},
   'statistics': 'adapt',
 }
+CHANGES = {
+  'flip': True,
+  'crop': 7,
+  'resized_crop': [0.5, 1.0],
+  'brightness': 0.3,
+  'contrast': 0.3,
+  'randaugment': {'layers': 2, 'magnitude': 9.0},
+  'erase': 0.5,
+  'mixup': 0.4,
+  'cutmix': 1.0,
+}
 ALL = {'name': 'all', 'steps': 14, 'optimizer': 'momentum', 'learning_rate': [('head', 0.1), ('.*', 0.01)]}
 TERMS = [
   {'term': 'cross_entropy'},
@@ -96,6 +107,7 @@ CASES = {
   ),
   'with terms that have parameters and state': (settings(PROBE, {**ALL, 'objective': TERMS}), [12, 16]),
   'streaming': (settings(PROBE, data={**DIGITS, 'hold': 'stream'}), [4]),
+  'with all that augments': (settings(ALL, data={**DIGITS, 'augment': CHANGES}), [8]),
   'under pmap': (settings(ALL, parallel={'compile': 'pmap'}), [6]),
   'with a padded last batch and balanced classes': (
     settings(ALL, data={**DIGITS, 'last_batch': 'pad', 'sampling': 'balanced', 'batch_size': 50}),

@@ -109,31 +109,31 @@ def test_statistics_follow_the_first_rule_that_matches_them_and_stay_where_none_
 def test_rows_of_a_table_are_matched_by_the_names_of_their_columns():
   source, target = _variables(columns=3, seed=0), _variables(columns=4, seed=1)
   rules = [('layer1/linear/kernel', 'columns'), ('head', 'init'), ('.*', 'copy')]
-  columns = {'source_columns': ['age', 'weight', 'height'], 'target_columns': ['height', 'income', 'age', 'sex']}
-  made, found = _transplanted(rules, source, target, **columns)
+  names = {'source_names': {'': ['age', 'weight', 'height']}, 'target_names': {'': ['height', 'income', 'age', 'sex']}}
+  made, found = _transplanted(rules, source, target, **names)
   theirs, own = (np.asarray(tree['params']['layer1']['linear']['kernel']) for tree in (source, target))
   expected = np.stack([theirs[2], own[1], theirs[0], own[3]])
   np.testing.assert_array_equal(found['layer1/linear/kernel'], expected)
   np.testing.assert_array_equal(found['layer1/linear/bias'], _flat(source)['layer1/linear/bias'])
   assert made.notes == (
-    'columns matched by name: 2',
-    'columns new in the target, initialised: income, sex',
-    'columns of the source not used: weight',
+    'layer1/linear/kernel: rows matched by name: 2',
+    'layer1/linear/kernel: new in the target, initialised: income, sex',
+    'layer1/linear/kernel: of the source not used: weight',
   )
 
 
 @pytest.mark.parametrize(
-  ('columns', 'message'),
+  ('names', 'message'),
   [
     ({}, "'columns' needs tables with column names on both sides"),
-    ({'source_columns': list('abcd'), 'target_columns': list('wxyz')}, 'no column in common'),
-    ({'source_columns': list('abc'), 'target_columns': list('abcd')}, r"'columns' is for a first layer"),
+    ({'source_names': {'': 'abcd'}, 'target_names': {'': 'wxyz'}}, 'no column in common'),
+    ({'source_names': {'': 'abc'}, 'target_names': {'': 'abcd'}}, r"'columns' is for a first layer"),
   ],
 )
-def test_columns_that_cannot_be_matched_are_refused(columns, message):
+def test_columns_that_cannot_be_matched_are_refused(names, message):
   rules = [('layer1/linear/kernel', 'columns'), ('.*', 'copy')]
   with pytest.raises(UserError, match=message):
-    transplant.plan(SOURCE, TARGET, rules, **columns)
+    transplant.plan(SOURCE, TARGET, rules, **names)
 
 
 # -------------------------------------------------------------------------------------------------------- refusals

@@ -262,8 +262,8 @@ def prepare(run: Run) -> Prepared:
       network.shapes(),
       run.transplant or transplant.DEFAULT_RULES,
       stages=network.stages,
-      source_columns=given['columns'],
-      target_columns=record['columns'],
+      source_names=_row_names(given, shapes),
+      target_names=_row_names(record, network.shapes()),
     )
   return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
 
@@ -296,12 +296,18 @@ def _categories(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
   """The option by which a network learns of columns that hold numbers of categories."""
   from transferlab.networks import network as networks
 
-  codes = encoding.widths(record.get('encoding', []))
+  codes = encoding.codes(record.get('encoding', []))
   if not codes:
     return {}
   if 'categories' not in inspect.signature(networks.network_function(name)).parameters:
     raise UserError(f"data.categorical='embedding': network {name!r} embeds no categories; nearest: mlp")
-  return {'categories': [list(item) for item in sorted(codes.items())]}
+  return {'categories': [[place, 1 + len(values)] for place, values in codes.items()]}
+
+
+def _row_names(record: Mapping[str, Any], shapes: Mapping[str, Any]) -> transplant.Names:
+  """What rows of a network on these inputs stand for; nothing where they are no tables."""
+  columns = record['columns']
+  return transplant.row_names(columns, encoding.codes(record.get('encoding', [])), shapes['params']) if columns else {}
 
 
 def _check_size(name: str, network: Any) -> None:

@@ -14,6 +14,9 @@ from transferlab.errors import UserError, nearest
 
 DEFAULT_RULES = [('head', 'init'), ('.*', 'copy')]
 ACTIONS = ("'copy'", "'copy:SOURCE PATH'", "'columns'", "'init'")
+# What rows of leaves stand for, by path; '' is for a first layer [columns, features], whatever its path.
+Names = Mapping[str, Sequence[str]]
+NOTHING: Names = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Origin:
 
   Attributes:
     kind: 'params' or 'stats'.
-    action: 'copy', 'columns' (rows of a first layer matched by column name) or 'init'.
+    action: 'copy', 'columns' (rows matched by the names of columns or categories) or 'init'.
     source: path of the source leaf; None for 'init'.
     rows: for 'columns', pairs (target row, source row).
   """
@@ -64,8 +67,8 @@ def plan(
   target: Mapping[str, Any],
   rules: Sequence[tuple[str, str]],
   *,
-  source_columns: Sequence[str] = (),
-  target_columns: Sequence[str] = (),
+  source_names: Names = NOTHING,
+  target_names: Names = NOTHING,
   stages: Sequence[str] = (),
 ) -> Plan:
   """Decides where every target leaf comes from.
@@ -73,10 +76,10 @@ def plan(
   Args:
     source, target: variables (`{'params', 'stats'}`) of arrays or shapes.
     rules: (pattern over target paths, action); the first match wins. Actions: 'copy' (the leaf of the same path),
-      'copy:TEMPLATE' (the leaf that the template names; \\1 stands for the pattern's first group), 'columns' (a first
-      layer [columns, features] whose rows are matched by column name), 'init' (its own initialisation).
-      Statistics follow the first rule that matches them.
-    source_columns, target_columns: column names of tables.
+      'copy:TEMPLATE' (the leaf that the template names; \\1 stands for the pattern's first group), 'columns' (rows of a
+      first layer [columns, features] or of a table of embeddings [categories, features] matched by name), 'init' (its
+      own initialisation). Statistics follow the first rule that matches them.
+    source_names, target_names: what rows of tables' networks stand for (`row_names`).
     stages: the target's stages, for error messages.
 
   Raises:
@@ -86,51 +89,36 @@ def plan(
   given = {kind: paths.flatten(source.get(kind, {})) for kind in ('params', 'stats')}
   wanted = {kind: paths.flatten(target.get(kind, {})) for kind in ('params', 'stats')}
   actions = paths.assign(rules, wanted['params'], what='config.transplant', stages=stages)
-  origins = []
+  origins, notes = [], []
   for path, action in actions.items():
     pattern = next(p for p, _ in rules if paths.matches(p, path))
-    origins.append(
-      _origin('params', path, pattern, action, given['params'], wanted['params'][path], source_columns, target_columns)
-    )
+    leaf = wanted['params'][path]
+    if action == 'columns':
+      origin, said = _by_name(path, given['params'], leaf, source_names, target_names)
+      notes += said
+    else:
+      origin = _origin('params', path, pattern, action, given['params'], leaf)
+    origins.append(origin)
   for path, leaf in wanted['stats'].items():
     pattern, action = next(((p, a) for p, a in rules if paths.matches(p, path)), ('', 'init'))
     action = 'init' if action == 'columns' else action
-    origins.append(_origin('stats', path, pattern, action, given['stats'], leaf, (), ()))
+    origins.append(_origin('stats', path, pattern, action, given['stats'], leaf))
   used = {origin.source for origin in origins}
   unused = tuple(path for kind in given for path in given[kind] if path not in used)
-  made = Plan(tuple(origins), unused, _notes(origins, source_columns, target_columns))
+  made = Plan(tuple(origins), unused, tuple(notes))
   if not made.copied():
     raise UserError('config.transplant copies nothing: every parameter of the target would be initialised anew')
   return made
 
 
-def _origin(
-  kind: str,
-  path: str,
-  pattern: str,
-  action: str,
-  given: Mapping[str, Any],
-  leaf: Any,
-  source_columns: Sequence[str],
-  target_columns: Sequence[str],
-) -> Origin:
+def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str, Any], leaf: Any) -> Origin:
   shape, dtype = tuple(leaf.shape), str(leaf.dtype)
   if action == 'init':
     return Origin(kind, path, 'init', None, shape, dtype)
-  if action != 'copy' and action != 'columns' and not action.startswith('copy:'):
+  if action != 'copy' and not action.startswith('copy:'):
     raise UserError(f'config.transplant: unknown action {action!r} for {pattern!r}; there are {", ".join(ACTIONS)}')
   name = _renamed(path, pattern, action.removeprefix('copy:')) if action.startswith('copy:') else path
-  if name not in given:
-    raise UserError(
-      f'config.transplant: {path} would copy {name}, which the source does not have; '
-      f"nearest: {', '.join(nearest(name, given)) or 'nothing'}; or give it the action 'init'"
-    )
-  theirs = given[name]
-  if str(theirs.dtype) != dtype:
-    raise UserError(f'config.transplant: {path} is {dtype}, {name} of the source {theirs.dtype}')
-  if action == 'columns':
-    rows = _matched_rows(path, shape, tuple(theirs.shape), source_columns, target_columns)
-    return Origin(kind, path, 'columns', name, shape, dtype, rows)
+  theirs = _theirs(name, path, given, dtype)
   if tuple(theirs.shape) != shape:
     stage = paths.stage_of(path)
     raise UserError(
@@ -138,6 +126,18 @@ def _origin(
       f"give it another origin, for example ({stage!r}, 'init')"
     )
   return Origin(kind, path, 'copy', name, shape, dtype)
+
+
+def _theirs(name: str, path: str, given: Mapping[str, Any], dtype: str) -> Any:
+  """The source's leaf of this name, if there is one, and of the same dtype."""
+  if name not in given:
+    raise UserError(
+      f'config.transplant: {path} would copy {name}, which the source does not have; '
+      f"nearest: {', '.join(nearest(name, given)) or 'nothing'}; or give it the action 'init'"
+    )
+  if str(given[name].dtype) != dtype:
+    raise UserError(f'config.transplant: {path} is {dtype}, {name} of the source {given[name].dtype}')
+  return given[name]
 
 
 def _renamed(path: str, pattern: str, template: str) -> str:
@@ -154,36 +154,53 @@ def _renamed(path: str, pattern: str, template: str) -> str:
     raise UserError(f'config.transplant: template {template!r} does not fit pattern {pattern!r}: {error}') from None
 
 
-def _matched_rows(
-  path: str,
-  shape: tuple[int, ...],
-  theirs: tuple[int, ...],
-  source_columns: Sequence[str],
-  target_columns: Sequence[str],
-) -> tuple[tuple[int, int], ...]:
-  if not source_columns or not target_columns:
+def row_names(columns: Sequence[str], categories: Mapping[int, Sequence[str]], shapes: Mapping[str, Any]) -> Names:
+  """What rows of a table's network stand for, by path.
+
+  Args:
+    columns: names of the encoded columns.
+    categories: the values of each column that is embedded, by its position.
+    shapes: the parameters of a network whose stage 'embed' holds their tables, in front of the first layer.
+  """
+  names, embedded, flat = {}, [], paths.flatten(shapes)
+  for place, values in categories.items():
+    path, column = f'embed/column{place}/embedding', columns[place]
+    names[path] = [f'{column}, missing or unseen', *(f'{column}={value}' for value in values)]
+    embedded += [f'{column}, feature {number}' for number in range(flat[path].shape[1])]
+  return {**names, '': [name for place, name in enumerate(columns) if place not in categories] + embedded}
+
+
+def _by_name(
+  path: str, given: Mapping[str, Any], leaf: Any, source_names: Names, target_names: Names
+) -> tuple[Origin, list[str]]:
+  """The origin of a leaf whose rows are matched by name, and what to say of it."""
+  if not source_names or not target_names:
     raise UserError(f"config.transplant: {path}: 'columns' needs tables with column names on both sides")
-  if shape[1:] != theirs[1:] or shape[0] != len(target_columns) or theirs[0] != len(source_columns):
+  shape, dtype, name, mine = tuple(leaf.shape), str(leaf.dtype), path, target_names.get(path, target_names[''])
+  if path in target_names:
+    # The first row of a table of embeddings says of which column it is, wherever that stands in the source.
+    found = [there for there, names in source_names.items() if there and names[0] == mine[0]]
+    if not found:
+      return Origin('params', path, 'init', None, shape, dtype), [f'{path}: the source has no such column: initialised']
+    name = found[0]
+  values = _theirs(name, path, given, dtype)
+  known, theirs = source_names.get(name, source_names['']), tuple(values.shape)
+  if len(shape) != 2 or shape[1:] != theirs[1:] or shape[0] != len(mine) or theirs[0] != len(known):
     raise UserError(
-      f"config.transplant: {path}: 'columns' is for a first layer [columns, features]; here {shape} for "
-      f'{len(target_columns)} columns, the source {theirs} for {len(source_columns)}'
+      f"config.transplant: {path}: 'columns' is for a first layer [columns, features] or a table of embeddings; here "
+      f'{shape} for {len(mine)} rows, the source {theirs} for {len(known)}'
+      + ('; give network.embedding, the number of features' if path in target_names else '')
     )
-  rows = tuple((i, source_columns.index(name)) for i, name in enumerate(target_columns) if name in source_columns)
+  places = {row: place for place, row in enumerate(known)}
+  rows = tuple((place, places[row]) for place, row in enumerate(mine) if row in places)
   if not rows:
     raise UserError(f'config.transplant: {path}: source and target have no column in common')
-  return rows
-
-
-def _notes(origins: Sequence[Origin], source_columns: Sequence[str], target_columns: Sequence[str]) -> tuple[str, ...]:
-  if not any(origin.action == 'columns' for origin in origins):
-    return ()
-  new = [name for name in target_columns if name not in source_columns]
-  gone = [name for name in source_columns if name not in target_columns]
-  return (
-    f'columns matched by name: {len(target_columns) - len(new)}',
-    f'columns new in the target, initialised: {", ".join(new) or "none"}',
-    f'columns of the source not used: {", ".join(gone) or "none"}',
-  )
+  new, gone = [row for row in mine if row not in places], [row for row in known if row not in mine]
+  return Origin('params', path, 'columns', name, shape, dtype, rows), [
+    f'{path}: rows matched by name: {len(rows)}',
+    f'{path}: new in the target, initialised: {", ".join(new) or "none"}',
+    f'{path}: of the source not used: {", ".join(gone) or "none"}',
+  ]
 
 
 def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from transferlab.data.encoding import encode, fit, merge, scaling, widths
+from transferlab.data.encoding import codes as codes_of
+from transferlab.data.encoding import encode, fit, merge, scaling
 from transferlab.data.examples import Info
 from transferlab.data.tables import read_table
 from transferlab.errors import UserError
@@ -124,8 +125,8 @@ def test_codes_are_those_of_an_ordinal_encoder_and_zero_without_a_value():
   for name, codes in zip(names, expected.T):
     np.testing.assert_array_equal(found[name], codes, err_msg=name)
   assert 0 in found['land']
-  assert widths(entries) == {2: 6, 5: 21, 6: 3}
-  assert widths(fit(*_table(train))) == {}
+  assert {place: len(values) for place, values in codes_of(entries).items()} == {2: 5, 5: 20, 6: 2}
+  assert codes_of(fit(*_table(train))) == {}
 
 
 def test_scaling_standardises_filled_numbers_and_nothing_else():

@@ -22,13 +22,17 @@ MODES += [('mapped', 1), ('mapped', 2), ('mapped', 8)]
 # Compiling takes most of the time, so the plain tests do with some of the modes.
 SOME = [('held', 1), ('held', 2), ('held', 8), ('streamed', 2), ('mapped', 8)]
 ENDS = [('held', 1), ('mapped', 8)]
+WHOLE = [('held', 1), ('held', 8), ('streamed', 2)]
 PLAIN = {'side': 8, 'width': 4}
 SMALL = {'side': 8, 'width': 4, 'depth': 8, 'batch': 9}
 FULL = {'side': 32, 'width': 16}
+COLOURS = {'brightness': 0.3, 'contrast': 0.3, 'saturation': 0.3, 'hue': 0.1}
+EACH = {'crop': 6, 'resized_crop': [0.5, 1.0], 'vertical_flip': True, 'erase': 0.5, **COLOURS}
+PAIRS = {'flip': True, 'mixup': 0.4, 'cutmix': 1.0}
 
 
 # ------------------------------------------------------------------------------------------- the measuring process
-def prepared_run(place, *, side, width, depth=20, batch=50, optimizer='momentum'):
+def prepared_run(place, *, side, width, depth=20, batch=50, optimizer='momentum', augment=None):
   """A ResNet with BatchNorm and dropout on augmented noise with labels that the noise does not tell."""
   from transferlab import config
   from transferlab.preparation import Run, prepare
@@ -44,7 +48,7 @@ def prepared_run(place, *, side, width, depth=20, batch=50, optimizer='momentum'
         'name': f'npz:{file}',
         'batch_size': batch,
         'last_batch': 'pad',
-        'augment': {'shift': 2, 'flip': True},
+        'augment': augment or {'shift': 2, 'flip': True},
       }
     },
     'phases': [{'steps': STEPS, 'optimizer': optimizer, 'learning_rate': 0.02, 'weight_decay': 1e-4}],
@@ -198,6 +202,8 @@ def measure(what):
       # Of 16 rows 9 are real, so three of 8 devices have none; 103 examples leave a last batch of 4.
       found['few'] = measured_losses(place, True, ENDS, 13, **SMALL)
       found['padding'] = measured_steps(place)
+      found['each'] = measured_losses(place, True, ENDS, 3, **SMALL, augment=EACH)
+      found['pairs'] = measured_losses(place, True, WHOLE, 3, **SMALL, augment=PAIRS)
     print(json.dumps(found))
 
 
@@ -237,6 +243,17 @@ def test_devices_without_a_real_example_and_padded_last_batches_change_nothing()
   losses = results('plain')['few']
   assert len(set(losses['held 1'])) == 13
   assert difference(losses['mapped 8'], losses['held 1']) < 1e-9
+
+
+def test_what_changes_images_one_by_one_draws_the_same_on_any_devices():
+  losses = results('plain')['each']
+  assert difference(losses['mapped 8'], losses['held 1']) < 1e-9
+
+
+@pytest.mark.parametrize('mode', [f'{kind} {count}' for kind, count in WHOLE[1:]])
+def test_images_are_mixed_with_the_same_others_on_any_devices_and_never_with_padding(mode):
+  losses = results('plain')['pairs']
+  assert difference(losses[mode], losses['held 1']) < 1e-9
 
 
 @pytest.mark.parametrize('part', ['loss', 'gradient', 'statistics'])

@@ -136,9 +136,9 @@ def _way(entries: list[Entry]) -> str:
   return entries[0]['kind'] if entries[0]['kind'] in ('numeric', 'code') else 'one_hot'
 
 
-def widths(entries: Sequence[Entry]) -> dict[int, int]:
-  """The number of codes, 1 + that of values, by the position in D of each column to be embedded."""
-  return {i: 1 + len(entry['values']) for i, entry in enumerate(entries) if entry['kind'] == 'code'}
+def codes(entries: Sequence[Entry]) -> dict[int, list[str]]:
+  """The values that have a code, in their order, by the position in D of each column to be embedded."""
+  return {i: entry['values'] for i, entry in enumerate(entries) if entry['kind'] == 'code'}
 
 
 def scaling(encoded: np.ndarray, entries: Sequence[Entry], standardize: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -27,23 +27,18 @@ class Dense(nnx.Module):
 class Embed(nnx.Module):
   """Numbers of categories replaced by vectors that are learnt (Guo and Berkhahn 2016); numbers pass as they are.
 
-  A category of n values has min(50, ⌈n / 2⌉) features, which stand behind all numbers.
+  The vectors stand behind all numbers.
   """
 
-  def __init__(self, categories: Sequence[Sequence[int]], rngs: nnx.Rngs):
+  def __init__(self, categories: Sequence[Sequence[int]], widths: Sequence[int], rngs: nnx.Rngs):
     self.columns = tuple(column for column, _ in categories)
-    for column, values in categories:
-      setattr(self, f'column{column}', nnx.Embed(values, embedded(values), rngs=rngs))
+    for (column, values), width in zip(categories, widths):
+      setattr(self, f'column{column}', nnx.Embed(values, width, rngs=rngs))
 
   def __call__(self, x: Float[Array, 'batch columns']) -> Float[Array, 'batch features']:
     numbers = [place for place in range(x.shape[1]) if place not in self.columns]
     vectors = [getattr(self, f'column{place}')(x[:, place].astype(jnp.int32)) for place in self.columns]
     return jnp.concatenate([x[:, jnp.array(numbers, jnp.int32)], *vectors], axis=1)
-
-
-def embedded(values: int) -> int:
-  """Features of a category of so many values."""
-  return min(50, -(-values // 2))
 
 
 def mlp(
@@ -53,6 +48,7 @@ def mlp(
   hidden: list[Positive] = [128],  # noqa: B006 (never changed)
   dropout: Share = 0.0,
   categories: list[list[int]] = [],  # noqa: B006 (never changed)
+  embedding: Positive | None = None,
 ) -> Network:
   """A multilayer perceptron with one stage per hidden layer.
 
@@ -61,6 +57,8 @@ def mlp(
     dropout: share of each hidden layer's features that is dropped in training.
     categories: [column, number of values] of columns that hold numbers of categories, for a stage 'embed'; filled in
       from the data where they say categorical='embedding'.
+    embedding: features of each category; None: min(50, ⌈n / 2⌉) for n values. A number lets a transplant match the
+      categories of tables that have more or fewer of them.
 
   Raises:
     UserError: categories that the inputs do not have.
@@ -72,8 +70,9 @@ def mlp(
     stages: dict = {}
     width = math.prod(input_shape)
     if categories:
-      stages['embed'] = Embed(categories, rngs)
-      width += sum(embedded(values) - 1 for _, values in categories)
+      widths = [embedding or min(50, -(-values // 2)) for _, values in categories]
+      stages['embed'] = Embed(categories, widths, rngs)
+      width += sum(widths) - len(widths)
     for number, features in enumerate(hidden, 1):
       stages[f'layer{number}'] = Dense(width, features, dropout, rngs)
       width = features
