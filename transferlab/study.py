@@ -146,6 +146,8 @@ def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: S
   for _ in _side_by_side(lambda group: _train_group(group, names[id(group[0])], sources, screen, stop), groups):
     for number in list(open_cells):
       if all(c.score is not None or c.failure for c in alive[number].candidates):
+        screen.doing(f'evaluating {_name(alive[number])}')
+        screen.advance(0)
         _record(alive[number], workdir)
         del open_cells[number]
   for cell in cells:

@@ -202,6 +202,7 @@ def convolve(x: Array, kernel: Array, strides: int, padding: str | int) -> Array
   else:
     pads = [(int(padding), int(padding))] * 2
   if jax.default_backend() != 'cpu' or _unlooped.get():
+    x, kernel = (array.astype(jnp.result_type(x, kernel)) for array in (x, kernel))
     return lax.conv_general_dilated(x, kernel, (strides, strides), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   windows = jnp.concatenate(_windows(jnp.pad(x, [(0, 0), *pads, (0, 0)]), (height, width), strides), axis=-1)
   return windows @ kernel.reshape(height * width * inputs, outputs)
