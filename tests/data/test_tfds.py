@@ -20,11 +20,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from transferlab.data import tfds as ours
+from transferlab.data import tfds_builders
 from transferlab.data.decoding import Resize
 from transferlab.data.examples import digest
 from transferlab.data.sources import Data, load
-from transferlab.data.tfds import read_tfds
+from transferlab.data.tfds import _opened, read_tfds
 from transferlab.errors import UserError
 
 FOLDER = os.environ.get('TRANSFERLAB_TEST_DATA')
@@ -434,8 +434,8 @@ def test_unknown_names_offer_those_of_tfds_and_of_the_folder(tmp_path):
 
 def test_data_sets_are_known_that_tfds_only_imports_with_tensorflow(tmp_path):
   """Without TensorFlow TFDS itself knows neither iris nor glue."""
-  assert ours.find('iris', str(tmp_path)).info.full_name == 'iris/2.1.0'
-  assert ours.find('glue/sst2', str(tmp_path)).info.features['label'].names == ['negative', 'positive']
+  assert tfds_builders.find('iris', str(tmp_path)).info.full_name == 'iris/2.1.0'
+  assert tfds_builders.find('glue/sst2', str(tmp_path)).info.features['label'].names == ['negative', 'positive']
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ builder.download_and_prepare(file_format='array_record')
 def preparing(monkeypatch):
   """`preparing(statement)`: from now on preparing runs this statement at example 20."""
   here = [str(Path(__file__).parent)]
-  return lambda spoil: monkeypatch.setattr(ours, 'PREPARE', PREPARING.format(path=here, spoil=spoil))
+  return lambda spoil: monkeypatch.setattr(tfds_builders, 'PREPARE', PREPARING.format(path=here, spoil=spoil))
 
 
 def test_what_is_not_prepared_is_prepared_once_in_another_process(tmp_path, preparing, capfd):
@@ -560,7 +560,7 @@ def test_why_preparing_failed_is_said_in_one_sentence(tmp_path, monkeypatch, out
 def test_data_sets_whose_builder_needs_tensorflow_say_so(tmp_path):
   assert _refused(str(tmp_path), name='titanic') == f'tfds:titanic: {INSTALL}'
   with pytest.raises(UserError, match=r'titanic could not be prepared: .*pip install'):
-    ours.prepare('titanic', str(tmp_path))
+    tfds_builders.prepare('titanic', str(tmp_path))
 
 
 class NeedsTensorflow(_Base):
@@ -611,7 +611,7 @@ def test_files_that_go_after_loading_are_named_when_they_are_read(tmp_path):
   place, files = _files(folder)
   for file in files:
     file.unlink()
-  ours._opened.cache_clear()
+  _opened.cache_clear()
   with pytest.raises(UserError, match=f"'test' of {place} cannot be read"):
     x[7]
 
