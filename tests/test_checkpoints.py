@@ -11,8 +11,8 @@ from outcomes import assert_same
 import transferlab
 from transferlab import checkpoints, commands, config, experiment
 from transferlab.errors import Interrupted, UserError
-from transferlab.preparation import Run
 from transferlab.screen import Screen
+from transferlab.settings import Run
 
 PROBE = {'name': 'probe', 'train': 'head', 'steps': 12, 'learning_rate': 1e-2}
 ALL = {'name': 'all', 'steps': 6, 'optimizer': 'sgd', 'learning_rate': 1e-2}

@@ -8,7 +8,7 @@ import pytest
 from transferlab import config
 from transferlab.config import OUTSIDE, Positive, Schema
 from transferlab.errors import UserError
-from transferlab.preparation import Run
+from transferlab.settings import Run
 
 VALUES = {
   'network': {'name': 'mlp', 'hidden': [64]},

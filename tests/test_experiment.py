@@ -10,7 +10,8 @@ import transferlab
 from transferlab import checkpoints, config, folder, paths, results
 from transferlab.errors import Diverged, UserError
 from transferlab.evaluation import metrics
-from transferlab.preparation import Run, prepare
+from transferlab.preparation import prepare
+from transferlab.settings import Run
 from transferlab.training.loop import Loop
 
 SOURCE = dict(data=dict(name='digits', half=0, batch_size=32), phases=[dict(steps=30, learning_rate=1e-2)])

@@ -14,7 +14,7 @@ from transferlab import folder
 from transferlab.cells import Study
 from transferlab.config import Schema
 from transferlab.objectives.objective import TERMS
-from transferlab.preparation import Run
+from transferlab.settings import Run
 from transferlab.training.optimizer import optimizer_names
 
 

@@ -4,8 +4,9 @@ import csv
 import shutil
 
 import numpy as np
+import pandas
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_wine
 
 import transferlab
 from transferlab import folder
@@ -94,3 +95,61 @@ def test_regression_predicts_values_in_the_units_of_the_target(tmp_path):
   assert np.mean((written - truth) ** 2) == pytest.approx(results['selected']['test']['mean_squared_error'], rel=1e-4)
   with pytest.raises(UserError, match='classification'):
     model.probabilities(x)
+
+
+PEOPLE = [{'age': 20 + i % 7, 'job': 'abc'[i % 3], 'rich': 'no' if i % 3 else 'yes'} for i in range(60)]
+FORMS = {
+  'dicts': lambda rows: rows,
+  'columns': lambda rows: {name: [row[name] for row in rows] for name in ('job', 'age')},
+  'data frame': pandas.DataFrame,
+}
+
+
+@pytest.fixture(scope='module', params=['one_hot', 'embedding'])
+def people(request, tiny, tmp_path_factory):
+  """A folder of a run on a table of people, trained in so many rows."""
+  place = tmp_path_factory.mktemp('people')
+  PEOPLE[5]['age'] = None
+  with (place / 'people.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, PEOPLE[0])
+    writer.writeheader()
+    writer.writerows(PEOPLE)
+  data = dict(name=f'csv:{place}/people.csv', label='rich', batch_size=8, categorical=request.param)
+  transferlab.run(tiny(network=dict(name='mlp', hidden=[4]), target=dict(data=data)), place / 'run')
+  return place / 'run'
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_rows_of_a_table_in_the_hand_are_predicted_as_those_of_the_file(people, form):
+  model, rows = transferlab.load(people), predictions(people, 'test')
+  found = model.probabilities(FORMS[form]([PEOPLE[int(row['id'])] for row in rows]))
+  written = [[float(row[name]) for name in model.classes] for row in rows]
+  np.testing.assert_allclose(found, written, atol=1e-5)
+
+
+def test_what_training_has_not_seen_or_a_row_misses_is_as_in_a_file(people):
+  model = transferlab.load(people)
+  found = model.outputs([{'age': None, 'job': 'z'}, {'job': None}, {'age': float('nan'), 'job': ''}])
+  np.testing.assert_allclose(found[1], found[2])
+  assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+  ('rows', 'message'),
+  [
+    ([{'age': 3, 'jbo': 'a'}], "the table has no column 'job', which was trained on; nearest: jbo"),
+    ([{'age': 'old', 'job': 'a'}], "column 'age' holds 'old', and numbers were trained on"),
+    ({'age': [1, 2], 'job': ['a']}, 'columns differ in length'),
+  ],
+)
+def test_rows_that_do_not_fit_are_refused(people, rows, message):
+  with pytest.raises(UserError, match=message):
+    transferlab.load(people).predict(rows)
+
+
+def test_tables_of_numbers_are_taken_by_their_columns(tiny, tmp_path):
+  transferlab.run(tiny(target=dict(data=dict(name='wine', batch_size=16))), tmp_path / 'run')
+  model, bunch = transferlab.load(tmp_path / 'run'), load_wine(as_frame=True)
+  np.testing.assert_array_equal(model.outputs(bunch.data[::-1]), model.outputs(bunch.data.to_numpy()[::-1]))
+  with pytest.raises(UserError, match='NaN'):
+    model.outputs(bunch.data.replace(bunch.data.iloc[3, 2], None))

@@ -15,7 +15,8 @@ import pytest
 
 from transferlab import cells, config
 from transferlab.errors import UserError
-from transferlab.preparation import Run, prepare
+from transferlab.preparation import prepare
+from transferlab.settings import Run
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('experiments/*.py')])

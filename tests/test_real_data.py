@@ -14,7 +14,8 @@ import pytest
 import transferlab
 from transferlab import config
 from transferlab.data.sources import Data, load
-from transferlab.preparation import Run, prepare
+from transferlab.preparation import prepare
+from transferlab.settings import Run
 
 FOLDER = Path(os.environ.get('TRANSFERLAB_TEST_DATA', 'unset'))
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason='TRANSFERLAB_TEST_DATA is unset')

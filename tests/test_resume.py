@@ -8,8 +8,8 @@ from outcomes import assert_same
 
 from transferlab import checkpoints, config, experiment
 from transferlab.errors import Interrupted, UserError
-from transferlab.preparation import Run
 from transferlab.screen import Screen
+from transferlab.settings import Run
 
 DIGITS = {'name': 'digits', 'validation': 4, 'shots': 12, 'batch_size': 16, 'augment': {'shift': 1}}
 PROBE = {'name': 'probe', 'train': 'head', 'steps': 12, 'statistics': 'update', 'learning_rate': 1e-2}

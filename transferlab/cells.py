@@ -14,7 +14,8 @@ from transferlab import config
 from transferlab.comparison import Table
 from transferlab.config import OUTSIDE, Schema
 from transferlab.errors import UserError, nearest
-from transferlab.preparation import Prepared, Run
+from transferlab.preparation import Prepared
+from transferlab.settings import Run
 
 Axis = dict[str, dict[str, Any]] | Annotated[list[Any], pydantic.Field(min_length=1)]
 

@@ -8,8 +8,9 @@ from typing import Any
 from transferlab import config, experiment, folder, paths
 from transferlab.cells import Study, candidates, expand
 from transferlab.errors import UserError, unknown
-from transferlab.preparation import Prepared, Run, prepare
+from transferlab.preparation import Prepared, prepare
 from transferlab.screen import Screen
+from transferlab.settings import Run
 from transferlab.study import run_study
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from transferlab import config, folder, paths
 from transferlab.errors import Interrupted
-from transferlab.preparation import FORMAT, Prepared, Run, Weights, prepare, start
+from transferlab.preparation import FORMAT, Prepared, Weights, prepare, start
 from transferlab.screen import Screen
+from transferlab.settings import Run
 from transferlab.training.phases import names as phase_names
 
 Stop = Callable[[], bool]

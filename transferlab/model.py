@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from transferlab import config, experiment, folder, results
+from transferlab.data import encoding
 from transferlab.data.settings import Data
 from transferlab.data.sources import centred
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
-from transferlab.preparation import Prepared, Run, Weights, prepare
+from transferlab.preparation import Prepared, Weights, prepare
+from transferlab.settings import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +33,15 @@ class Model:
 
     Args:
       x: inputs as the data set gives them, not preprocessed: [examples, *input shape]. Images of one channel may lack
-        the channel axis.
+        the channel axis. Tables: a list of dicts, a dict of columns or a data frame.
 
     Raises:
-      UserError: inputs of another shape, or with NaN.
+      UserError: inputs of another shape, with other columns, or with NaN.
     """
-    x, shape = np.asarray(x), tuple(self.prepared.record['input_shape'])
+    record = self.prepared.record
+    if record['columns'] and (hasattr(x, 'keys') or (isinstance(x, list) and x and isinstance(x[0], dict))):
+      x = encoding.of_records(x, record.get('encoding') or encoding.plain(record['columns']))
+    x, shape = np.asarray(x), tuple(record['input_shape'])
     if x.shape[1:] == shape[:-1] and shape[-1] == 1:
       x = x[..., None]
     if x.ndim == 4 and x.shape[1] >= shape[0] and x.shape[2] >= shape[1]:

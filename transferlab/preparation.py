@@ -10,116 +10,20 @@ import inspect
 import math
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
-
-import pydantic
+from typing import Any
 
 from transferlab import config, paths, transplant
-from transferlab.config import OUTSIDE, Positive, Schema, Seed
 from transferlab.data import encoding, preprocessing
 from transferlab.data.loader import Order
-from transferlab.data.settings import FILES, Data
+from transferlab.data.settings import FILES
 from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
 from transferlab.evaluation import metrics
-from transferlab.evaluation.baselines import Baseline
 from transferlab.evaluation.settings import Evaluation
-from transferlab.training.phases import Phase, length
-from transferlab.training.settings import Parallel
+from transferlab.settings import Run, Source, Target
+from transferlab.training.phases import length
 
 FORMAT = 1
-Terms = Annotated[list[dict[str, Any]], pydantic.Field(min_length=1)]
-TransplantRules = Annotated[
-  list[tuple[str, str]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)
-]
-
-
-class NetworkSpec(Schema):
-  """A network by name; keys beside it are arguments of the network's function."""
-
-  model_config = pydantic.ConfigDict(extra='allow', frozen=True, strict=True, allow_inf_nan=False)
-  name: str = pydantic.Field(description='name of a network (--list=networks), or module.path.function of your own')
-
-
-class Source(Schema):
-  """Where knowledge comes from: a network pretrained here, or weights that exist."""
-
-  data: Data | None = pydantic.Field(None, description='data to pretrain on; or give weights')
-  phases: list[Phase] = pydantic.Field([], description='the phases of pretraining')
-  objective: Terms | None = pydantic.Field(None, description='terms of pretraining; None: the usual loss of the task')
-  network: NetworkSpec | None = pydantic.Field(None, description="None: the target's network, with a head of its own")
-  seed: Seed | None = pydantic.Field(None, description="None: the run's seed")
-  weights: str | None = pydantic.Field(None, description='folder of a run, or of one checkpoint')
-  which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of that run')
-
-  @pydantic.model_validator(mode='after')
-  def _one_origin(self) -> 'Source':
-    if (self.data is None) == (self.weights is None):
-      raise ValueError('a source has either data (and phases) or weights')
-    if self.data is not None and not self.phases:
-      raise ValueError('a source with data needs phases')
-    if self.weights is not None and (self.phases or self.objective or self.network):
-      raise ValueError('a source with weights has no phases, objective or network of its own')
-    return self
-
-
-class Target(Schema):
-  """What is to be learnt."""
-
-  data: Data = pydantic.Field(description='the target data')
-  preprocessing: Literal['source', 'refit'] = pydantic.Field(
-    'source',
-    description="source: the source's, since it belongs to the weights; refit: fitted on the target's training split",
-  )
-
-
-class Checkpoint(Schema):
-  """When a run is saved."""
-
-  every: Positive = pydantic.Field(
-    500, description='steps between checkpoints (each phase also ends with one)', json_schema_extra=OUTSIDE
-  )
-  keep: Positive = pydantic.Field(2, description='how many are kept', json_schema_extra=OUTSIDE)
-
-
-class Logging(Schema):
-  """When the training loss is logged."""
-
-  every: Positive = pydantic.Field(50, description='steps over which a logged mean is taken', json_schema_extra=OUTSIDE)
-
-
-class Run(Schema):
-  """One run: data -> network -> transplant -> phases -> evaluation."""
-
-  seed: Seed = pydantic.Field(0, description='draws shots, validation split, noise, initialisation, order, dropout')
-  network: NetworkSpec | None = pydantic.Field(None, description='what is trained; None only for a baseline')
-  source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
-  target: Target = pydantic.Field(description='what is to be learnt')
-  transplant: TransplantRules | None = pydantic.Field(
-    None, description="rules (pattern, 'copy' | 'copy:SOURCE PATH' | 'columns' | 'init'); None: all but the head"
-  )
-  phases: list[Phase] = pydantic.Field([], description='what moves, when, and how fast')
-  objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of the task')
-  baseline: Baseline | None = pydantic.Field(None, description='a classical method in place of network and phases')
-  choose: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = pydantic.Field(
-    {}, description='values of a key to try; validation data choose'
-  )
-  evaluation: Evaluation = pydantic.Field(Evaluation(), description='what is measured, and when')
-  parallel: Parallel = pydantic.Field(Parallel(), description='devices and compilation')
-  checkpoint: Checkpoint = pydantic.Field(Checkpoint(), description='when the run is saved')
-  logging: Logging = pydantic.Field(Logging(), description='when the training loss is logged')
-
-  @pydantic.model_validator(mode='after')
-  def _trained_or_baseline(self) -> 'Run':
-    if self.baseline is not None and (self.phases or self.source):
-      raise ValueError('a baseline has neither phases nor a source')
-    if self.baseline is None and self.network is None:
-      raise ValueError('a run needs a network (or a baseline)')
-    if self.baseline is None and not self.phases:
-      raise ValueError('a run needs at least one phase')
-    if self.transplant is not None and self.source is None:
-      raise ValueError('a transplant needs a source')
-    return self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ from typing import Any
 from transferlab import config, experiment, folder
 from transferlab.cells import Candidate, Cell, Study, candidates, expand
 from transferlab.errors import Diverged, UserError
-from transferlab.preparation import Prepared, Run, Weights, prepare, start
+from transferlab.preparation import Prepared, Weights, prepare, start
 from transferlab.screen import Screen
+from transferlab.settings import Run
 
 Stop = Callable[[], bool]
 

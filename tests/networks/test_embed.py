@@ -7,7 +7,8 @@ import pytest
 from transferlab import config
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
-from transferlab.preparation import Run, Weights, prepare, start
+from transferlab.preparation import Weights, prepare, start
+from transferlab.settings import Run
 
 
 def test_numbers_pass_and_categories_become_rows_of_their_tables():

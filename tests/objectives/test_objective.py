@@ -12,7 +12,8 @@ from transferlab.errors import UserError
 from transferlab.networks.mlp import mlp
 from transferlab.objectives import objective as objectives
 from transferlab.objectives.objective import TermSpec
-from transferlab.preparation import Run, prepare
+from transferlab.preparation import prepare
+from transferlab.settings import Run
 from transferlab.training import partition
 from transferlab.training.step import begin, train_step
 

@@ -35,7 +35,8 @@ PAIRS = {'flip': True, 'mixup': 0.4, 'cutmix': 1.0}
 def prepared_run(place, *, side, width, depth=20, batch=50, optimizer='momentum', augment=None):
   """A ResNet with BatchNorm and dropout on augmented noise with labels that the noise does not tell."""
   from transferlab import config
-  from transferlab.preparation import Run, prepare
+  from transferlab.preparation import prepare
+  from transferlab.settings import Run
 
   random = np.random.default_rng(0)
   x, labels = random.uniform(0, 1, (123, side, side, 3)).astype(np.float32), np.arange(123) % 10
@@ -155,8 +156,8 @@ def measured_moves(place):
   """metrics.jsonl and test loss of a run on one device, and of one that moves from device to device as it goes on."""
   from transferlab import config, experiment
   from transferlab.errors import Interrupted
-  from transferlab.preparation import Run
   from transferlab.screen import Screen
+  from transferlab.settings import Run
 
   # (devices, compilation, steps after which to stop)
   moving = [(1, 'jit', 3), (8, 'jit', 3), (2, 'pmap', 6), (8, 'pmap', 3), (2, 'jit', 99)]

@@ -86,6 +86,58 @@ def encode(x: np.ndarray, info: Info, entries: Sequence[Entry]) -> np.ndarray:
   return encoded
 
 
+def of_records(given: Any, entries: Sequence[Entry]) -> np.ndarray:
+  """A table in the hand as float32 [N, D], encoded as `encode` does it.
+
+  Args:
+    given: a list of dicts (an example each), or columns by name: a dict of sequences, or a data frame. None, NaN and ''
+      are missing values; columns that the entries do not know are left out.
+
+  Raises:
+    UserError: a column is missing, of another length or no number where numbers were trained on.
+  """
+  if isinstance(given, list):
+    given = {name: [row.get(name) for row in given] for name in dict.fromkeys(name for row in given for name in row)}
+  numeric = {entry['column'] for entry in entries if entry['kind'] == 'numeric'}
+  names = [name for name in dict.fromkeys(entry['column'] for entry in entries) if name in given]
+  columns = {name: [None if _is_missing(value) else value for value in given[name]] for name in names}
+  if len({len(values) for values in columns.values()}) > 1:
+    raise UserError(f'columns differ in length: { {name: len(values) for name, values in columns.items()} }')
+  raw, categories = [], {}
+  for name, values in columns.items():
+    if name in numeric:
+      raw.append([_as_number(value, name) for value in values])
+    else:
+      known = dict.fromkeys(_as_name(value) for value in values if value is not None)
+      categories[name] = tuple(known)
+      places = {value: place for place, value in enumerate(known)}
+      raw.append([np.nan if value is None else places[_as_name(value)] for value in values])
+  others = [str(name) for name in given if name not in columns]  # for messages only
+  info = Info('table', 'classification', columns=(*names, *others), categories=categories, origin='the table')
+  return encode(np.array(raw, np.float32).T.reshape(-1, len(names)), info, entries)
+
+
+def plain(columns: Sequence[str]) -> list[Entry]:
+  """Entries of a table that is numbers alone and misses none."""
+  return [{'column': name, 'name': name, 'kind': 'numeric', 'fill': np.nan} for name in columns]
+
+
+def _is_missing(value: Any) -> bool:
+  return value is None or value == '' or value != value
+
+
+def _as_number(value: Any, column: str) -> float:
+  try:
+    return np.nan if value is None else float(value)
+  except (TypeError, ValueError):
+    raise UserError(f'column {column!r} holds {value!r}, and numbers were trained on') from None
+
+
+def _as_name(value: Any) -> str:
+  """A category as files spell it: 3.0 is '3'."""
+  return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _position(entry: Entry, info: Info) -> int:
   """Where the column of an entry stands in a raw table."""
   column, kind = entry['column'], entry['kind']
