@@ -2,9 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from outcomes import assert_same
 
 import transferlab
 from transferlab import checkpoints, config, folder, paths, results
@@ -231,3 +234,27 @@ def test_a_baseline_is_measured_like_a_network(tmp_path):
   x, y, _ = results.split(prepared, 'test')
   expected = metrics.compute(['accuracy'], np.log(model.predict_proba(x.reshape(len(x), -1) / 16)), y, 'classification')
   assert found['last']['test']['accuracy'] == pytest.approx(expected['accuracy'], abs=2e-3)
+
+
+# -------------------------------------------------------------------------------------------------------- streaming
+def test_streaming_tells_the_share_of_time_it_waited_and_holding_waits_for_nothing(tiny, trained, tmp_path):
+  given = tiny()
+  given['target']['data']['hold'] = 'stream'
+  transferlab.run(given, tmp_path / 'run')
+  shares = [line.get('waited') for line in lines_of(tmp_path / 'run') if line['split'] == 'train']
+  assert shares and all(0 <= share <= 1 for share in shares)
+  assert not any('waited' in line for line in lines_of(trained))
+  assert_same(tmp_path / 'run', trained)
+
+
+def lines_of(place):
+  return [json.loads(line) for line in (place / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_worker_processes_give_the_same_run_from_the_command_line(tiny, trained, write_config, tmp_path):
+  file = write_config(tmp_path / 'tiny.py', tiny())
+  streamed = ['--config.target.data.hold=stream', '--config.target.data.workers=1']
+  command = [sys.executable, '-m', 'transferlab.main', f'--config={file}', f'--workdir={tmp_path / "run"}', *streamed]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert_same(tmp_path / 'run', trained)

@@ -69,6 +69,14 @@ def test_a_flag_takes_its_value_with_or_without_an_equals_sign(command, config, 
   assert folder.read_json(tmp_path / 'run' / 'config.json')['config']['seed'] == 4
 
 
+def test_the_home_folder_may_be_meant_by_its_sign(command, config, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  assert command(f'--config={config}', '--workdir=~/mine').status == 0
+  assert command('--inspect=~/mine').status == 0
+  assert (tmp_path / 'mine' / 'results.json').exists() and not (tmp_path / '~').exists()
+
+
 @pytest.mark.parametrize(
   ('override', 'where', 'value'),
   [

@@ -216,7 +216,7 @@ def find(spec: str) -> Path:
   Raises:
     UserError: nothing there; the message names the nearest folder.
   """
-  path = Path(spec)
+  path = Path(spec).expanduser()
   for candidate in (path, path / 'checkpoints'):
     if candidate.is_dir() and _complete(candidate):
       return candidate

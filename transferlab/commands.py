@@ -246,7 +246,7 @@ def _data_spec(spec: str, trained: Any) -> tuple[Any, str]:
 
 def inspect(spec: str) -> list[str]:
   """What a run's folder, a checkpoint or an npz file holds. Raises `UserError` where it is none of these."""
-  path = Path(spec)
+  path = Path(spec).expanduser()
   if path.suffix == '.npz':
     return _inspect_npz(path)
   from transferlab import checkpoints, paths

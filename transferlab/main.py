@@ -123,7 +123,7 @@ def run(command: Command) -> int:
     if 'workdir' not in flags:
       raise UserError('--evaluate and --predict need --workdir, the folder of a run')
     setup()
-    print(commands.use(Path(flags['workdir']), flags.get('evaluate'), flags.get('predict')))
+    print(commands.use(Path(flags['workdir']).expanduser(), flags.get('evaluate'), flags.get('predict')))
     return 0
   if 'config' not in flags:
     raise UserError('--config is missing')
@@ -139,7 +139,7 @@ def train(command: Command) -> int:
     values = config.override(values, ('base.' if _in_base(values, key) else '') + key, config.literal(value))
   settings: Any = config.validate(cells.Study if 'axes' in values else cells.Run, values)
   cells.check(settings)
-  workdir = Path(command.flags.get('workdir') or study.default_folder(command.flags['config']))
+  workdir = Path(command.flags.get('workdir') or study.default_folder(command.flags['config'])).expanduser()
   setup()
   if 'dry_run' in command.switches:
     print('\n'.join(commands.dry_run(settings)))

@@ -93,7 +93,7 @@ def load(workdir: Any, which: str = 'selected') -> Model:
   """See `transferlab.load`."""
   from transferlab import checkpoints
 
-  place = Path(workdir)
+  place = Path(workdir).expanduser()
   if which not in ('selected', 'last'):
     raise UserError(f"which is 'selected' or 'last', not {which!r}")
   place = _chosen(place)

@@ -209,6 +209,13 @@ def test_a_missing_file_names_the_nearest_in_its_folder(tmp_path):
   _refused('there is no folder', f'npz:{tmp_path}/nowhere/mine.npz')
 
 
+def test_the_home_folder_is_found_by_its_sign(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  _npz(tmp_path, **_grey())
+  assert len(load(Data(name='npz:~/mine.npz'), 0).examples) == 12
+  assert Data(name='tfds:mnist', folder='~/sets').folder == str(tmp_path / 'sets')
+
+
 def test_files_that_are_no_npz_files_or_are_damaged_end_with_one_message(tmp_path):
   name = _npz(tmp_path, **_grey(600))
   file = tmp_path / 'mine.npz'

@@ -333,6 +333,17 @@ def test_resnet_20_has_the_parameters_of_its_layers():
   assert _count(resnet((32, 32, 3), 10, shortcut='B')) == 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64)
 
 
+def test_a_dense_stage_stands_between_pool_and_head_where_features_are_asked_for():
+  net = resnet((8, 8, 3), 5, depth=8, width=4, features=7)
+  assert net.stages[-3:] == ('pool', 'dense', 'head')
+  variables = net.init(jax.random.key(0))
+  outputs, _ = net.apply(variables, jnp.ones((2, 8, 8, 3)))
+  dense = variables['params']['dense']['linear']
+  expected = np.maximum(np.asarray(outputs['pool'], np.float64) @ dense['kernel'] + dense['bias'], 0)
+  assert dense['kernel'].shape == (16, 7)
+  np.testing.assert_allclose(outputs['dense'], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_resnet_20_with_published_weights_gives_the_logits_of_pytorch():
   """Weights of akamaster/pytorch_resnet_cifar10, names mapped by hand."""
   folder = os.environ.get('TRANSFERLAB_TEST_DATA')

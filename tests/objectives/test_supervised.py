@@ -70,6 +70,11 @@ def test_squared_error_is_the_mean_over_the_outputs_of_each_example():
   np.testing.assert_allclose(supervised.squared_error(predictions, targets), expected, rtol=1e-6)
 
 
+def test_squared_error_of_class_numbers_is_that_of_zeros_and_a_one():
+  expected = ((LOGITS.astype(np.float64) - np.eye(4)[LABELS]) ** 2).mean(1)
+  np.testing.assert_allclose(supervised.squared_error(LOGITS, LABELS), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize('shape', [(6,), (6, 1)])
 def test_binary_cross_entropy_is_that_of_the_sigmoid(shape):
   logit, label = LOGITS[:, 0], LABELS % 2

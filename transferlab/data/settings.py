@@ -4,6 +4,7 @@ Readers are in sources.py and the files it lists. Nothing is imported here that 
 answered at once.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -68,7 +69,7 @@ class Data(Schema):
   categorical: Literal['one_hot', 'embedding'] = Field(
     default='one_hot', description='Tables: a column for each value of a categorical column, or its number.'
   )
-  hash: Positive | None = Field(
+  hash: Annotated[int, Field(gt=0, le=2**20)] | None = Field(
     default=None,
     description='Texts: counts of words, hashed into this many columns (Weinberger et al. 2009). None: strings, which '
     'no network reads yet.',
@@ -153,7 +154,13 @@ class Data(Schema):
       check_name(name)
     except UserError as error:
       raise ValueError(str(error)) from None
-    return name
+    kind, colon, place = name.partition(':')
+    return f'{kind}:{os.path.expanduser(place)}' if colon else name
+
+  @pydantic.field_validator('folder')
+  @classmethod
+  def _expanded(cls, folder: str | None) -> str | None:
+    return None if folder is None else os.path.expanduser(folder)
 
   @pydantic.field_validator('statistics')
   @classmethod
