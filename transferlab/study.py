@@ -28,8 +28,7 @@ def run_config(
 ) -> dict[str, Any]:
   """Runs a config, a single run or an experiment; see `transferlab.run`."""
   values = config.read(given)[0] if isinstance(given, str) else config.plain(given)
-  usual = default_folder(given if isinstance(given, str) else 'run')
-  place = usual if workdir is None else Path(workdir).expanduser()
+  place = Path(workdir or default_folder(given if isinstance(given, str) else 'run')).expanduser()
   screen = screen or Screen(quiet=True)
   if 'axes' in values:
     return run_study(config.validate(Study, values), place, screen=screen, stop=stop)[0]

@@ -507,12 +507,15 @@ def test_what_is_read_on_demand_is_the_whole_of_it_in_every_subset(photos, hold)
   assert load(Data(name=name), 0).digest == loaded.digest
 
 
-def test_held_images_are_decoded_once_and_streamed_ones_whenever_they_are_asked_for(photos, monkeypatch):
+def test_held_and_small_images_are_decoded_once_and_streamed_ones_whenever_they_are_asked_for(photos, monkeypatch):
   name, values = photos({'train': 20, 'test': 10})
   read = []
   one = folders.Images.one
   monkeypatch.setattr(folders.Images, 'one', lambda images, row: read.append(row) or one(images, row))
-  for hold, times in (('device', 1), ('stream', 3)):
+  for hold, small, times in (('device', 0, 1), ('stream', values.size, 1), ('stream', values.size - 1, 3)):
+    monkeypatch.setattr(sources, 'SMALL', small)
+    sources._read.cache_clear()
+    sources._remembered.cache_clear()
     read.clear()
     for noise in (0.0, 0.1, 0.2):
       np.asarray(load(Data(name=name, hold=hold, noise=noise), 0).examples.arrays['x'])
@@ -530,11 +533,13 @@ def test_what_does_not_fit_the_memory_is_to_be_streamed(photos, monkeypatch):
 def test_images_read_on_demand_are_corrupted_as_the_same_images_in_memory(photos, hold):
   name, values = photos({'train': 20, 'test': 10})
   options = {'noise': 0.2, 'rotation': 30.0, 'contrast': 0.5}
-  loaded = load(Data(name=name, hold=hold, corruption_seed=3, **options), 0)
+  # Worker processes are sent what reads, so it must survive pickling.
+  held = {'hold': hold, 'workers': 1} if hold == 'stream' else {'hold': hold}
+  loaded = load(Data(name=name, corruption_seed=3, **held, **options), 0)
   expected = image.corrupt(values, np.arange(len(values)), loaded.info, seed=3, **options)
   assert (expected != values).mean() > 0.9
   np.testing.assert_array_equal(np.asarray(loaded.examples.arrays['x']), expected)
-  half = load(Data(name=name, hold=hold, corruption_seed=3, half=1, **options), 5).examples.arrays
+  half = load(Data(name=name, corruption_seed=3, half=1, **held, **options), 5).examples.arrays
   np.testing.assert_array_equal(half['x'][::-1], expected[half['id'][::-1]])
   assert loaded.digest == load(Data(name=name), 0).digest
   again = pickle.loads(pickle.dumps(loaded.examples.arrays['x'])) if hold == 'stream' else loaded.examples.arrays['x']

@@ -140,7 +140,8 @@ class Data(Schema):
   )
   hold: Literal['device', 'stream'] = Field(
     default='device',
-    description='Keep all examples on the device, or stream them; the batches are the same.',
+    description='Keep all examples on the device, or stream them, for data larger than memory, in the same batches. '
+    'What takes at most 256 MiB stays in memory once it is read.',
     json_schema_extra={**OUTSIDE},
   )
   workers: NonNegative = Field(

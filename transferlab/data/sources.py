@@ -94,7 +94,23 @@ def _remembered(data: str, seed: int, stamp: Any) -> Loaded:
 
 
 # What a reader depends on: runs of several seeds, shots or classes share what was read.
-READ = ('name', 'folder', 'inputs', 'label', 'columns', 'missing', 'hash', 'resize', 'channels', 'corrupt', 'hold')
+READ = (
+  'name',
+  'folder',
+  'inputs',
+  'label',
+  'columns',
+  'missing',
+  'hash',
+  'resize',
+  'channels',
+  'corrupt',
+  'hold',
+  'workers',
+)
+# Bytes of decoded inputs up to which they stay in memory once read, though they are streamed: decoding MNIST anew in
+# every epoch takes twenty times as long as training a small network on it. Worker processes keep nothing.
+SMALL = 2**28
 
 
 @functools.lru_cache(maxsize=4)
@@ -105,21 +121,23 @@ def _read(data: str, task: str | None, stamp: Any) -> tuple[Examples, str]:
   if settings.hash is not None:
     examples = hashed(examples, settings.hash)
   x = examples.arrays['x']
-  if isinstance(x, Column) and settings.hold == 'device':
-    _check_room(settings.name, x)
+  if isinstance(x, Column) and _stays(settings, x):
     examples = dataclasses.replace(examples, arrays={**examples.arrays, 'x': x.kept()})
   return examples, digest(examples)
 
 
-def _check_room(name: str, x: Column) -> None:
-  """That all of it fits the memory of the machine, which holding it takes."""
+def _stays(settings: Data, x: Column) -> bool:
+  """Whether inputs stay in memory once they are read. Raises `UserError` where they should and do not fit."""
   size = math.prod(x.shape) * x.dtype.itemsize
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if settings.hold == 'stream':
+    return size <= min(SMALL, memory / 8) and not settings.workers
   if size > memory / 2:
     raise UserError(
-      f'{name} takes {size / 2**30:,.1f} GiB decoded, and the machine has {memory / 2**30:,.1f} GiB of memory; '
-      "data.hold='stream' reads it as it goes"
+      f'{settings.name} takes {size / 2**30:,.1f} GiB decoded, and the machine has {memory / 2**30:,.1f} GiB of '
+      "memory; data.hold='stream' reads it as it goes"
     )
+  return True
 
 
 def _load(data: Data, seed: int, stamp: Any) -> Loaded:
