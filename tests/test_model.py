@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import cv2
 import numpy as np
 import pandas
 import pytest
@@ -153,3 +154,22 @@ def test_tables_of_numbers_are_taken_by_their_columns(tiny, tmp_path):
   np.testing.assert_array_equal(model.outputs(bunch.data[::-1]), model.outputs(bunch.data.to_numpy()[::-1]))
   with pytest.raises(UserError, match='NaN'):
     model.outputs(bunch.data.replace(bunch.data.iloc[3, 2], None))
+
+
+def test_further_data_are_read_as_the_runs_own_were_and_their_classes_found_by_name(tiny, command, tmp_path):
+  random = np.random.default_rng(0)
+  for part, names in {'mine': ('ant', 'bee', 'cow'), 'yours': ('bee', 'cow')}.items():
+    for name in names:
+      (tmp_path / part / name).mkdir(parents=True)
+      for count in range(8):
+        level = 40 + 80 * ('ant', 'bee', 'cow').index(name)
+        image = np.clip(random.normal(level, 9, (6 + count, 7, 3)), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / part / name / f'{count}.png'), image)
+  data = dict(name=f'folder:{tmp_path}/mine', resize=dict(size=[5, 5], mode='exact'), batch_size=8)
+  place = tmp_path / 'run'
+  transferlab.run(tiny(target=dict(data=data), phases=[dict(steps=300, learning_rate=3e-2)]), place)
+  done = command(f'--workdir={place}', f'--predict=folder:{tmp_path}/yours,split=all')
+  assert done.status == 0, done.err
+  (file,) = (file for file in (place / 'predictions').iterdir() if 'yours' in file.name)
+  rows = list(csv.DictReader(file.open()))
+  assert [row['class'] for row in rows] == [row['label'] for row in rows] == ['bee'] * 8 + ['cow'] * 8

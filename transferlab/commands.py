@@ -239,9 +239,8 @@ def _data_spec(spec: str, trained: Any) -> tuple[Any, str]:
   """A bare name of one of the run's own splits stands for its own data."""
   from transferlab import model
 
-  if spec in trained.prepared.loaded.splits:
-    return trained.prepared.run.target.data, spec
-  return model.data_spec(spec)
+  own = trained.prepared.run.target.data
+  return (own, spec) if spec in trained.prepared.loaded.splits else model.data_spec(spec, own)
 
 
 def inspect(spec: str) -> list[str]:

@@ -27,9 +27,15 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-  """The `count` choices that look most like `name`, best first; all of them if nothing is alike."""
-  choices = [str(choice) for choice in choices]
-  return difflib.get_close_matches(str(name), choices, n=count, cutoff=0.5) or choices[:count]
+  """The `count` choices that look most like `name`, best first; all of them if nothing is alike.
+
+  Case does not count, and a choice that begins with the name is like it, however long it is.
+  """
+  choices, given = [str(choice) for choice in choices], str(name).lower()
+  begun = [choice for choice in choices if len(given) > 2 and choice.lower().startswith(given)]
+  lower = {choice.lower(): choice for choice in reversed(choices) if choice not in begun}
+  alike = [lower[found] for found in difflib.get_close_matches(given, lower, n=count, cutoff=0.5)]
+  return [*sorted(begun, key=len), *alike][:count] or choices[:count]
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:

@@ -1,6 +1,7 @@
 """A trained run in the hand: weights, preprocessing and predictions, without the command line. Reads a run's folder."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from transferlab import config, experiment, folder, results
 from transferlab.data import encoding
+from transferlab.data.examples import matched
 from transferlab.data.settings import Data
-from transferlab.data.sources import centred
+from transferlab.data.sources import READ, centred
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
 from transferlab.preparation import Prepared, Weights, prepare
@@ -78,15 +80,11 @@ class Model:
 
   def _data(self, data: Data, split: str) -> tuple[np.ndarray, Any, np.ndarray, Any]:
     mine, loaded = self.prepared.loaded.info, load_data(data, self.prepared.seed)
-    if loaded.info.task != mine.task or loaded.info.outputs != mine.outputs:
-      raise UserError(
-        f'{data.name} is for {loaded.info.task} with {loaded.info.outputs} outputs, the run for {mine.task} '
-        f'with {mine.outputs}'
-      )
     if split != 'all' and split not in loaded.splits:
       raise UserError(f'{data.name} has no split {split!r} here; there are {", ".join([*loaded.splits, "all"])}')
     rows = np.arange(len(loaded.examples)) if split == 'all' else loaded.splits[split]
-    return *loaded.evaluated(rows, self.prepared.record), mine
+    x, label, ids = loaded.evaluated(rows, self.prepared.record)
+    return x, matched(label, loaded.info, mine, data.name), ids, mine
 
 
 def load(workdir: Any, which: str = 'selected') -> Model:
@@ -117,18 +115,22 @@ def _without_source(run: Run) -> Run:
   return run.model_copy(update={'source': None, 'transplant': None, 'objective': None, 'phases': phases})
 
 
-def data_spec(text: str) -> tuple[Data, str]:
+def data_spec(text: str, like: Data) -> tuple[Data, str]:
   """`NAME[,key=value…][,split=NAME]` as data and a split: 'digits,half=0,split=test', 'npz:new.npz,split=all'.
+
+  Args:
+    like: the run's data, which say how data of the same kind are read: labels, columns, sizes of images.
 
   Raises:
     UserError: a key that data do not have.
   """
-  name, *pairs = text.split(',')
+  name, *pairs = re.split(r',(?=\s*\w+\s*=)', text)
+  kinds = [each.partition(':')[0] for each in (name, like.name)]
   values: dict[str, Any] = {'name': name}
+  if kinds[0] == kinds[1]:
+    values |= like.model_dump(include=like.model_fields_set & {*READ, 'task'} - {'name'})
   for pair in pairs:
-    key, equals, value = pair.partition('=')
-    if not equals:
-      raise UserError(f'{text!r}: {pair!r} is not key=value')
+    key, _, value = pair.partition('=')
     values[key.strip()] = config.literal(value)
   split = values.pop('split', 'test')
   return config.validate(Data, values, 'data'), str(split)

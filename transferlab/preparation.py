@@ -14,6 +14,7 @@ from typing import Any
 
 from transferlab import config, paths, transplant
 from transferlab.data import encoding, preprocessing
+from transferlab.data.examples import matched
 from transferlab.data.loader import Order
 from transferlab.data.settings import FILES
 from transferlab.data.sources import Loaded, load
@@ -252,11 +253,9 @@ def _check_sets(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> None:
     other = load(data, run.seed)
     # Encoded tables take the target's columns, whatever else they hold.
     inputs = shape if 'encoding' in record else other.preprocessing.get('input_shape')
-    if (other.info.task, other.info.outputs, inputs) != (info.task, info.outputs, shape):
-      raise UserError(
-        f'config.evaluation.sets.{name}: {other.info.task} with {other.info.outputs} outputs and inputs '
-        f'{inputs}; the target is {info.task} with {info.outputs} and {shape}'
-      )
+    if inputs != shape:
+      raise UserError(f'config.evaluation.sets.{name}: inputs {inputs}, and those of the target are {shape}')
+    matched(other.examples.arrays['label'], other.info, info, f'config.evaluation.sets.{name}')
 
 
 def read_weights(source: Source) -> Weights:

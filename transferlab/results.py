@@ -14,7 +14,7 @@ import numpy as np
 
 from transferlab import folder
 from transferlab.data import preprocessing
-from transferlab.data.examples import Info
+from transferlab.data.examples import Info, matched
 from transferlab.data.sources import load
 from transferlab.evaluation import evaluate, metrics
 from transferlab.preparation import Prepared
@@ -87,7 +87,9 @@ def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, A
   if not test:
     return found
   for name, data in prepared.run.evaluation.sets.items():
-    found[name] = load(data, prepared.seed).evaluated('test', prepared.record)
+    other = load(data, prepared.seed)
+    x, label, ids = other.evaluated('test', prepared.record)
+    found[name] = x, matched(label, other.info, prepared.loaded.info, data.name), ids
   return found
 
 

@@ -1,5 +1,6 @@
 """Sources: what is read equals what lies there, splits never leak, and unfit data end with one clear message."""
 
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -14,7 +15,7 @@ from transferlab.config import identity, validate
 from transferlab.data import folders, image, settings, sources
 from transferlab.data.augmentation import Augment
 from transferlab.data.columns import Column
-from transferlab.data.examples import digest
+from transferlab.data.examples import Info, digest, matched
 from transferlab.data.sources import Data, load
 from transferlab.errors import UserError
 
@@ -406,10 +407,23 @@ def test_parts_are_trained_on_chosen_with_and_tested_on_as_named(photos, options
 def test_slices_of_parts_are_those_of_python(photos):
   name, _ = photos()
   rows = _places(PARTS)
-  loaded = load(Data(name=name, train='train[25%:]+test[:-4]', validation='train[1:25%]', test='test[-4:]'), 0)
-  assert _ids(loaded, 'train') == {*rows['train'][5:], *rows['test'][:-4]}
-  assert _ids(loaded, 'validation') == set(rows['train'][1:5])
-  assert _ids(loaded, 'test') == set(rows['test'][-4:])
+  parts = {'train': 'train[:40%]+train[-8:]+test[:-7]', 'validation': 'train[8:60%]', 'test': 'test[-7:]'}
+  loaded = load(Data(name=name, **parts), 0)
+  assert _ids(loaded, 'train') == {*rows['train'][:8], *rows['train'][-8:], *rows['test'][:-7]}
+  assert _ids(loaded, 'validation') == set(rows['train'][8:12])
+  assert _ids(loaded, 'test') == set(rows['test'][-7:])
+
+
+@pytest.mark.parametrize('name', ['test', 'validation'])
+def test_slices_that_leave_a_class_out_are_refused(photos, name):
+  options = {'train': 'train[:12]', 'test': 'test', name: 'train[12:]'}
+  _refused(f"data.{name}='train.12:.' holds no example of class 'a'.*a share does", photos()[0], **options)
+
+
+def test_data_without_parts_are_sliced_as_if_they_were_for_training(people):
+  name, rows = people
+  loaded = load(Data(name=name, label='rich', train='train[:80%]', test='train[80%:]'), 0)
+  assert _ids(loaded, 'train') == set(range(48)) and _ids(loaded, 'test') == set(range(48, len(rows)))
 
 
 def test_without_a_test_part_the_validation_part_is_tested_on_unless_it_is_named_to_choose_with(photos):
@@ -458,14 +472,23 @@ def test_rows_are_those_that_have_the_values_asked_for_in_every_column(people, w
     ({'jbo': ['a']}, "unknown data.where 'jbo'; nearest: job"),
     ({'job': ['d']}, "unknown data.where.job 'd'; nearest: a"),
     ({'age': ['old']}, "data.where.age: 'old' is no number"),
+    ({'age': [7]}, "data.where={'age': .7.} leaves no example"),
   ],
 )
 def test_columns_and_values_that_do_not_exist_are_refused(people, where, message):
   _refused(message, people[0], label='rich', where=where)
 
 
+def test_numbers_and_truth_values_name_categories_as_they_are_written(people):
+  name, rows = people
+  loaded = load(Data(name=name, label='rich', columns={'age': 'category'}, where={'age': [1]}), 0)
+  assert _ids(loaded, 'train') | _ids(loaded, 'test') == {i for i, row in enumerate(rows) if row['age'] == 1}
+  assert Data(**Data(name=name, where={'age': [1, 2.5, True, 'x']}).model_dump()).where == {'age': [1, 2.5, True, 'x']}
+
+
 def test_where_is_for_tables_and_not_for_words_that_were_hashed(tmp_path):
   (tmp_path / 'said.tsv').write_text('label\ttext\n' + 'a\tyes yes\nb\tno no\n' * 4)
+  _refused('data.noise is for images', f'tsv:{tmp_path / "said.tsv"}', noise=0.5)
   _refused('data.where is for the columns of tables', f'tsv:{tmp_path / "said.tsv"}', hash=8, where={'text': ['no no']})
 
 
@@ -592,3 +615,50 @@ def test_a_folder_that_changes_is_read_again_and_damaged_files_are_noted_or_refu
   second = load(Data(name=name, corrupt='skip'), 0)
   assert second.info.notes == (f'skipped: {tmp_path}/photos/train/a/zz.png is no image that can be read',)
   assert (second.digest, len(second.examples)) == (first.digest, len(values))
+
+
+@pytest.mark.parametrize('name', ['mine.csv', 'photos'])
+def test_a_path_alone_is_answered_with_what_it_seems_to_be(tmp_path, name):
+  (tmp_path / 'mine.csv').touch()
+  (tmp_path / 'photos').mkdir()
+  kind = {'mine.csv': 'csv', 'photos': 'folder'}[name]
+  with pytest.raises(UserError, match=f'nearest: {kind}:{tmp_path}/{name}'):
+    validate(Data, {'name': f'{tmp_path}/{name}'})
+
+
+# ---------------------------------------------------------------------------------------------------- further data
+def _classes(*names):
+  return Info('table', 'classification', names)
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'mine', 'expected'),
+  [
+    ('abc', 'abc', [0, 1, 2]),
+    ('cab', 'abc', [2, 0, 1]),
+    ('bd', 'abcd', [1, 3]),
+    ('57', '3579', [1, 2]),
+    ('012', 'abc', [0, 1, 2]),
+    ('abc', '012', [0, 1, 2]),
+  ],
+)
+def test_classes_of_further_data_are_matched_by_name_or_by_number(theirs, mine, expected):
+  label = np.arange(len(theirs)).astype(np.int32)
+  assert matched(label, _classes(*theirs), _classes(*mine), 'other').tolist() == expected
+  tasks = [dataclasses.replace(_classes(*names), tasks={'one': _classes(*names)}) for names in (theirs, mine)]
+  assert matched({'one': label}, *tasks, 'other')['one'].tolist() == expected
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'mine', 'message'),
+  [
+    (_classes('cat', 'dog', 'fox'), _classes('cat', 'dog', 'emu'), "unknown class of other 'fox'; nearest: cat"),
+    (_classes('0', '1'), _classes('1', '2'), "unknown class of other '0'"),
+    (_classes('0', '1'), _classes('a', 'b', 'c'), "unknown class of other '0'"),
+    (_classes('a', 'b'), Info('table', 'regression', targets=('y',)), 'other is for classification with 2 outputs'),
+    (_classes('a', 'b'), dataclasses.replace(_classes('a', 'b'), tasks={'one': _classes('a')}), 'other has the labels'),
+  ],
+)
+def test_further_data_of_other_classes_or_tasks_are_refused(theirs, mine, message):
+  with pytest.raises(UserError, match=message):
+    matched(np.zeros(1, np.int32), theirs, mine, 'other')

@@ -252,7 +252,7 @@ def test_several_labels_are_several_tasks(tmp_path):
     ('a,b,y\n', 'mine.csv has a header and no rows'),
     ('a,b,a,y\n1,2,3,4\n', "mine.csv: the header names the column 'a' 2 times"),
     (',b,y\n1,2,3\n', 'mine.csv: column 1 of 3 has no name in the header'),
-    ('a;b;y\n1;2;3\n', "mine.csv: the header is one column, 'a;b;y'; needed are inputs and a label, with commas"),
+    ('a b y\n1 2 3\n', "mine.csv: the header is one column, 'a b y'; needed are inputs and a label, with commas"),
     ('a,b,y\n1,2,0\n1,2\n', 'mine.csv line 3 has 2 values, and the header names 3 columns'),
     ('a,b,y\n1,2,0\n1,2,3,1\n', 'mine.csv line 3 has 4 values, and the header names 3 columns'),
     ('a,b,y\n1,2,0\n\n1,2,1\n', 'mine.csv line 3 has 0 values, and the header names 3 columns'),
@@ -262,7 +262,10 @@ def test_several_labels_are_several_tasks(tmp_path):
     ('a,b,y\n1,,0\n2,?,1\n', "mine.csv: column 'b' has no value at all; set data.columns={'b': 'ignore'}"),
     ('a,b,c\n1,2,3\n', 'no column label, target, class, y; its columns are a, b, c: name one with data.label'),
     ('a,y,label\n1,2,3\n', 'several columns could be the label (label, y); its columns are a, y, label'),
-    ('a,y\n1,0\n2,?\n3,\n', "mine.csv line 3: the label 'y' is missing ('?'), the first of 2 such rows"),
+    (
+      'a,y\n1,0\n2,?\n3,\n',
+      "line 3: the label 'y' is missing ('?', see data.missing), the first of 2 such rows",
+    ),
     ('a,y\n1,0\n2,\n', "mine.csv line 3: no label 'y', the first of 1 such rows"),
     ('a,y\n1,0\n2,0\n', "the label 'y' is '0' in every row, so there is nothing to tell apart"),
     ('number,y\n' + ''.join(f'1,{i}\n' for i in range(200)), "set data.task='regression' or 'classification' if"),
@@ -413,3 +416,35 @@ def test_trec_is_the_lines_of_its_files():
   assert examples.arrays['label'].tolist() == list(map(int, labels))
   assert {name: len(rows) for name, rows in examples.official.items()} == {'train': 5452, 'test': 500}
   assert np.bincount(examples.arrays['label'][:5452]).tolist() == [1162, 1250, 86, 1223, 835, 896]  # Li and Roth (2002)
+
+
+def test_a_csv_file_may_have_semicolons_where_its_header_has_no_comma(tmp_path):
+  """As the wine files of the UCI repository have, with a quoted header."""
+  (tmp_path / 'commas.csv').write_text('"a","b x","y"\n1,2.5,u\n3,4.5,v\n')
+  (tmp_path / 'semicolons.csv').write_text('"a";"b x";"y"\n1;2.5;u\n3;4.5;v\n')
+  commas, semicolons = (read_table(str(tmp_path / f'{name}.csv'), 'csv') for name in ('commas', 'semicolons'))
+  assert semicolons.info.columns == commas.info.columns == ('a', 'b x')
+  np.testing.assert_array_equal(semicolons.arrays['x'], commas.arrays['x'])
+
+
+@pytest.mark.parametrize(
+  ('values', 'columns', 'note'),
+  [
+    (['1', '2', '3', 'unknown'], {}, "column 'a' is categories because of 'unknown'"),
+    (['1', '2', '3', 'unknown'], {'a': 'category'}, None),
+    (['red', 'blue', '3', 'red'], {}, None),
+    (['1700000000', '1700000001', '1700000002', '1'], {}, "column 'a': 4 numbers become 2 in single precision"),
+    (['0.1', '0.2', '0.3', '0.4'], {}, None),
+  ],
+)
+def test_what_may_be_meant_otherwise_is_noted(tmp_path, values, columns, note):
+  rows = [f'{value},{i},{"xy"[i % 2]}' for i, value in enumerate(values)]
+  (tmp_path / 'mine.csv').write_text('\n'.join(['a,b,y', *rows]))
+  notes = read_table(str(tmp_path / 'mine.csv'), 'csv', columns=columns).info.notes
+  assert len(notes) == (note is not None)
+  assert note is None or notes[0].startswith(note)
+
+
+def test_an_array_of_objects_is_told_from_lines_of_them(tmp_path):
+  (tmp_path / 'mine.jsonl').write_text('[\n{"a": 1, "y": 2}\n]\n')
+  _refused('line 1 begins an array; needed: an object on every line', read_table, str(tmp_path / 'mine.jsonl'), 'jsonl')

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transferlab.data.columns import Column
+from transferlab.errors import UserError, unknown
 from transferlab.paths import flatten
 
 
@@ -84,6 +85,36 @@ def _rows(value: Any, indices: np.ndarray) -> Any:
 def from_arrays(x: Any, label: Any, info: Info, official: dict[str, np.ndarray] | None = None) -> Examples:
   """Examples with their row numbers as ids."""
   return Examples({'x': x, 'label': label, 'id': np.arange(len(x), dtype=np.int64)}, info, official)
+
+
+def matched(label: Any, theirs: Info, mine: Info, name: str) -> Any:
+  """Labels of further data in the numbers that their classes have in the run's.
+
+  Classes are matched by name; where the names of one side are just numbers (arrays have no others), by number.
+
+  Args:
+    label: as in `Examples`, of the data that `theirs` describes and `name` names.
+
+  Raises:
+    UserError: another task, other targets, or classes that the run does not know.
+  """
+  if set(theirs.tasks) != set(mine.tasks):
+    raise UserError(f'{name} has the labels {", ".join(theirs.tasks) or "of one task"}, and the run {list(mine.tasks)}')
+  if mine.tasks:
+    return {task: matched(label[task], theirs.tasks[task], own, f'{name}, {task}') for task, own in mine.tasks.items()}
+  if (theirs.task, len(theirs.targets)) != (mine.task, len(mine.targets)):
+    raise UserError(
+      f'{name} is for {theirs.task} with {theirs.outputs} outputs, the run for {mine.task} with {mine.outputs}'
+    )
+  if theirs.classes == mine.classes:
+    return label
+  unheard = [known for known in theirs.classes if known not in mine.classes]
+  if not unheard:
+    return np.array([mine.classes.index(known) for known in theirs.classes], label.dtype)[label]
+  numbered = [all(known.isdigit() for known in info.classes) for info in (theirs, mine)]
+  if len(theirs.classes) == len(mine.classes) and numbered[0] != numbered[1]:
+    return label
+  raise unknown(f'class of {name}', unheard[0], mine.classes)
 
 
 def digest(examples: Examples) -> str:

@@ -37,6 +37,10 @@ def check_name(name: str) -> None:
   """Raises `UserError` where a name is that of no source, or lacks what the source needs."""
   kind, colon, rest = name.partition(':')
   if not (name in BUNDLED or (kind in FILES and colon and rest)):
+    place, ending = os.path.expanduser(name), name.rpartition('.')[2]
+    if os.path.exists(place) and (os.path.isdir(place) or ending in FILES):
+      meant = 'folder' if os.path.isdir(place) else ending
+      raise UserError(f'data set {name!r} does not say what it is; nearest: {meant}:{name}')
     raise unknown('data set', name, [*BUNDLED, *FILES.values()])
 
 
@@ -64,7 +68,8 @@ class Data(Schema):
     default={}, description='Tables: what columns are, where it does not show.'
   )
   missing: list[str] | None = Field(
-    default=None, description="Tables: what stands for a missing value; None: '', '?', NA, N/A, NaN, nan, null, None."
+    default=None,
+    description="Tables: what stands for a missing value; None: '', '?', NA, N/A, NaN, nan, NULL, null, None.",
   )
   categorical: Literal['one_hot', 'embedding'] = Field(
     default='one_hot', description='Tables: a column for each value of a categorical column, or its number.'
@@ -89,7 +94,7 @@ class Data(Schema):
   )
   half: Literal[0, 1] | None = Field(default=None, description='Use one of two disjoint halves, each of all classes.')
   classes: list[int] | None = Field(default=None, description='Use only these classes, by their original numbers.')
-  where: dict[str, list[str | float]] = Field(
+  where: dict[str, list[str | int | float | bool]] = Field(
     default={}, description='Tables: use only rows in which a column has one of these values, for every column named.'
   )
   relabel: bool = Field(

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from transferlab.data import bundled, folders, image, preprocessing, splits, tables, tfds
+from transferlab.data import bundled, folders, image, preprocessing, splits, table_files, tables, tfds
 from transferlab.data.augmentation import centre_crop, check, output_shape
 from transferlab.data.columns import Column
 from transferlab.data.examples import Examples, Info, digest
@@ -82,7 +82,7 @@ def _stamp(name: str) -> tuple[tuple[int, int], ...]:
   """What changes when a file that would be read does."""
   kind, _, path = name.partition(':')
   if kind in TABLES:
-    files = list(map(Path, tables.files_of(path, cast(tables.Kind, kind)).values()))
+    files = list(map(Path, table_files.files_of(path, cast(table_files.Kind, kind)).values()))
   else:
     files = sorted(Path(path).rglob('*')) if kind == 'folder' else [Path(path)] if kind == 'npz' else []
   return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
@@ -94,20 +94,8 @@ def _remembered(data: str, seed: int, stamp: Any) -> Loaded:
 
 
 # What a reader depends on: runs of several seeds, shots or classes share what was read.
-READ = (
-  'name',
-  'folder',
-  'inputs',
-  'label',
-  'columns',
-  'missing',
-  'hash',
-  'resize',
-  'channels',
-  'corrupt',
-  'hold',
-  'workers',
-)
+READ: tuple[str, ...] = ('name', 'folder', 'inputs', 'label', 'columns', 'missing', 'hash', 'resize', 'channels')
+READ += ('corrupt', 'hold', 'workers')
 # Bytes of decoded inputs up to which they stay in memory once read, though they are streamed: decoding MNIST anew in
 # every epoch takes twenty times as long as training a small network on it. Worker processes keep nothing.
 SMALL = 2**28
@@ -199,7 +187,7 @@ def _check(data: Data, raw: Examples) -> None:
   if info.tasks and data.classes is not None:
     raise UserError('data.classes selects from one label column, and data.label names several')
   if info.kind != 'image':
-    for name in ('rotation', 'contrast', 'augment', 'statistics'):
+    for name in ('rotation', 'contrast', 'augment', 'statistics', *(['noise'] if info.kind == 'text' else [])):
       if getattr(data, name) != Data.model_fields[name].default:
         raise UserError(f'data.{name} is for images, and {data.name} holds none')
   else:
@@ -216,10 +204,11 @@ TESTING = ('test', 'testing', 'validation', 'valid', 'val', 'dev')
 
 def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   """Indices of 'train', 'test' and, where a part is named for it, 'validation'."""
-  given = raw.official or {'all': np.arange(len(raw))}
+  given = raw.official or dict.fromkeys(('train', 'all'), np.arange(len(raw)))
   first = next((name for name in TRAINING if name in given), next(iter(given)))
-  train = splits.sliced(data.train or first, given, 'data.train')
-  found, taken = {}, splits.named(data.train or first)
+  spec = first if data.train is None else data.train
+  train = splits.sliced(spec, given, 'data.train')
+  found, taken = {}, splits.named(spec)
   if isinstance(data.validation, str):
     found['validation'] = splits.sliced(data.validation, given, 'data.validation')
     taken |= splits.named(data.validation)
@@ -235,15 +224,31 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   for one, other in (('train', 'test'), ('train', 'validation'), ('validation', 'test')):
     if both := len(np.intersect1d(found.get(one, []), found.get(other, []))):
       raise UserError(f'{data.name}: {both} examples are in both the {one} and the {other} split')
+  _check_slices(data, raw, found)
   keep = _where(data, raw)
   found = {name: rows[keep[rows]] for name, rows in found.items()}
   used = np.concatenate(list(found.values()))
+  if not len(used):
+    raise UserError(f'data.where={data.where} leaves no example of {data.name}')
   if raw.info.task != 'regression' and (raw.strata[used] < 0).any():
     raise UserError(
       f'{data.name}: {(raw.strata[used] < 0).sum()} of the examples named have no label; data.train, data.validation '
       f'and data.test name other parts ({", ".join(given)})'
     )
   return found
+
+
+def _check_slices(data: Data, raw: Examples, found: Mapping[str, np.ndarray]) -> None:
+  """That slices of data which stand in the order of their classes do not leave a class out."""
+  present = set(raw.strata[np.concatenate(list(found.values()))].tolist())
+  wanted = present if data.classes is None else present & set(data.classes)
+  for name, spec in (('validation', data.validation), ('test', data.test)):
+    if raw.info.task != 'regression' and isinstance(spec, str) and '[' in spec:
+      for number in sorted(wanted - {-1} - set(raw.strata[found[name]].tolist())):
+        raise UserError(
+          f'data.{name}={spec!r} holds no example of class {raw.info.classes[number]!r}: where data stand in the order '
+          f'of their classes, a share does, as in data.{name}=0.2'
+        )
 
 
 def _where(data: Data, raw: Examples) -> np.ndarray:
@@ -261,7 +266,7 @@ def _where(data: Data, raw: Examples) -> np.ndarray:
         raise unknown(f'data.where.{column}', value, names)
       if names is None and isinstance(value, str):
         raise UserError(f'data.where.{column}: {value!r} is no number, and the column holds numbers')
-      numbers.append(names.index(str(value)) if names is not None else float(value))
+      numbers.append(float(value) if names is None else names.index(str(value)))
     keep &= np.isin(raw.arrays['x'][:, raw.info.columns.index(column)], np.array(numbers, np.float32))
   return keep
 
@@ -356,7 +361,7 @@ def _table(data: Data) -> Examples:
   inputs = [data.inputs] if isinstance(data.inputs, str) else data.inputs
   given: dict[str, Any] = {} if data.missing is None else {'missing': tuple(data.missing)}
   return tables.read_table(
-    path, cast(tables.Kind, kind), label=data.label, inputs=inputs, task=data.task, columns=data.columns, **given
+    path, cast(table_files.Kind, kind), label=data.label, inputs=inputs, task=data.task, columns=data.columns, **given
   )
 
 

@@ -1,13 +1,11 @@
-"""Tables and texts of one's own: csv, tsv and jsonl files as examples, checked before anything is trained. Reads files.
+"""Tables and texts of one's own as examples, checked before anything is trained. Reads files.
 
-Here: which files are meant, what each column is, and every way in which they can be unfit. How a table becomes numbers
-that a network takes is in encoding.py. Nothing is guessed that could be meant in two ways: the config says it.
+Here: what each column is, and every way in which it can be unfit. Which files are meant and what stands in them is in
+table_files.py; how a table becomes numbers that a network takes in encoding.py. Nothing is guessed that could be meant
+in two ways: the config says it.
 """
 
-import csv
 import dataclasses
-import io
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,26 +16,16 @@ from typing import Any, Literal
 import numpy as np
 
 from transferlab.data.examples import Examples, Info, from_arrays
-from transferlab.errors import UserError, nearest, unknown
+from transferlab.data.table_files import Kind, Part, files_of, read_part
+from transferlab.errors import UserError, unknown
 
-Kind = Literal['csv', 'tsv', 'jsonl']
 Type = Literal['numeric', 'category', 'text', 'ignore']
 Task = Literal['classification', 'binary', 'regression'] | None
 LABELS = ('label', 'target', 'class', 'y')
-PARTS = ('train', 'validation', 'valid', 'val', 'dev', 'test')
-MISSING = ('', '?', 'NA', 'N/A', 'NaN', 'nan', 'null', 'None')
+MISSING = ('', '?', 'NA', 'N/A', 'NaN', 'nan', 'NULL', 'null', 'None')
 MOST_VALUES = 1000  # different values of a column that counts as a category without being told
 _LARGEST = float(np.finfo(np.float32).max)
 _WHOLE = re.compile(r'[+-]?\d+')
-
-
-@dataclass(frozen=True)
-class _Part:
-  """One file: `columns` are its values as written, by name (None: a key that a line of jsonl lacks)."""
-
-  path: str
-  lines: Sequence[int]
-  columns: dict[str, Sequence[str | None]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,7 @@ class _Table:
   kind: Kind
   types: Mapping[str, Type]
   missing: frozenset[str]
-  parts: dict[str, _Part]
+  parts: dict[str, Part]
 
   @property
   def header(self) -> list[str]:
@@ -92,8 +80,8 @@ def read_table(
   decimals are for regression.
 
   Args:
-    spec: a file; files by part, 'adult-{train,test}.csv'; or a folder of files named as `PARTS`. Parts become official
-      splits, and a plain file has none.
+    spec: a file; files by part, 'adult-{train,test}.csv'; or a folder of files named as `table_files.PARTS`. Parts
+      become official splits, and a plain file has none.
     kind: csv with RFC 4180's quotes; tsv without any; jsonl with one flat object per line.
     label: None: the only one of `LABELS` in the header; a list makes a task of each.
     inputs: None: every column that is neither label nor ignored.
@@ -104,7 +92,7 @@ def read_table(
   Raises:
     UserError: no such file or column, a damaged file, or contents unfit to learn from.
   """
-  parts = {name: _read(path, kind) for name, path in files_of(spec, kind).items()}
+  parts = {name: read_part(path, kind) for name, path in files_of(spec, kind).items()}
   table = _Table(spec, kind, columns or {}, frozenset(missing), parts)
   labels = _label_names(table, label)
   x, facts = _inputs(table, _input_names(table, labels, inputs))
@@ -116,122 +104,6 @@ def read_table(
   if not isinstance(label, list):
     return from_arrays(x, y[labels[0]], first, official)
   return from_arrays(x, y, dataclasses.replace(first, tasks=tasks), official)
-
-
-def files_of(spec: str, kind: Kind) -> dict[str, str]:
-  """Paths by the name of the part; the one of a plain file is ''."""
-  if Path(spec).is_dir():
-    paths = {name: Path(spec) / f'{name}.{kind}' for name in PARTS}
-    found = {name: str(path) for name, path in paths.items() if path.is_file()}
-    if 'train' not in found:
-      files = ', '.join(sorted(path.name for path in Path(spec).glob(f'*.{kind}'))[:12])
-      raise UserError(f"{spec!r} is a folder without a file 'train.{kind}'; it holds {files or f'no {kind} file'}")
-    return found
-  if not re.search('[{}]', spec):
-    return {'': spec}
-  match = re.fullmatch(r'([^{}]*)\{([^{}]*)\}([^{}]*)', spec)
-  names = match[2].split(',') if match else []
-  if match is None or len(names) < 2 or not all(names) or len(set(names)) < len(names):
-    what = "braces name the parts, at least two, each once, with commas between, as in 'adult-{train,test}.csv'"
-    raise UserError(f'{spec!r}: {what}')
-  return {name: f'{match[1]}{name}{match[3]}' for name in names}
-
-
-def _read(path: str, kind: Kind) -> _Part:
-  text = _text(path)
-  if not text.strip():
-    raise UserError(f'{path} is empty')
-  part = _objects(text, path) if kind == 'jsonl' else _rows(text, path, kind)
-  if '' in part.columns:
-    place = f'column {list(part.columns).index("") + 1} of {len(part.columns)}'
-    raise UserError(f'{path}: {place} has no name in the header; give it one')
-  if not part.lines:
-    raise UserError(f'{path} has a header and no rows')
-  return part
-
-
-def _text(path: str) -> str:
-  """The file, decoded. Raises `UserError` where it is not there, or is not UTF-8."""
-  file = Path(path)
-  if not file.is_file():
-    if not file.parent.is_dir():
-      raise UserError(f'no file {path!r}: there is no folder {str(file.parent)!r}')
-    near = ', '.join(nearest(file.name, sorted(found.name for found in file.parent.glob(f'*{file.suffix}'))))
-    raise UserError(f'no file {path!r}; nearest in {str(file.parent)!r}: {near or f"no {file.suffix} file at all"}')
-  try:
-    return file.read_bytes().decode('utf-8-sig')
-  except OSError as error:
-    raise UserError(f'{path} cannot be read ({error.strerror})') from None
-  except UnicodeDecodeError as error:
-    before, byte = error.object[: error.start].split(b'\n'), error.object[error.start]
-    what = f'byte {len(before[-1]) + 1} of the line, 0x{byte:02x}, is not UTF-8; convert the file'
-    raise UserError(f'{path} line {len(before)}: {what}') from None
-
-
-def _rows(text: str, path: str, kind: Kind) -> _Part:
-  """The values of a csv or tsv file, of which every row has as many as the header."""
-  rows = _csv(text, path) if kind == 'csv' else _tsv(text)
-  while len(rows) > 1 and len(rows[-1][1]) < 2 and not ''.join(rows[-1][1]).strip():
-    rows.pop()
-  header = [name.strip() for name in rows[0][1]]
-  if len(header) < 2:
-    what = f'needed are inputs and a label, with {"commas" if kind == "csv" else "tabs"} between them'
-    raise UserError(f'{path}: the header is one column, {"".join(header)!r}; {what}')
-  for name in header:
-    if header.count(name) > 1:
-      raise UserError(f'{path}: the header names the column {name!r} {header.count(name)} times')
-  for line, row in rows:
-    if len(row) != len(header):
-      raise UserError(f'{path} line {line} has {len(row)} values, and the header names {len(header)} columns')
-  values = zip(*(row for _, row in rows[1:])) if len(rows) > 1 else [()] * len(header)
-  return _Part(path, [line for line, _ in rows[1:]], dict(zip(header, values)))
-
-
-def _csv(text: str, path: str) -> list[tuple[int, list[str]]]:
-  """Rows, each with the line it begins in."""
-  csv.field_size_limit(2**31 - 1)  # else a text of more than 131,072 characters is refused
-  reader = csv.reader(io.StringIO(text, newline=''), strict=True, skipinitialspace=True)
-  rows, line = [], 1
-  try:
-    for row in reader:
-      rows.append((line, row))
-      line = reader.line_num + 1
-  except csv.Error as error:
-    raise UserError(f'{path} line {line}: wrongly quoted ({error})') from None
-  return rows
-
-
-def _tsv(text: str) -> list[tuple[int, list[str]]]:
-  # Not str.splitlines: it would also cut a text at a form feed, or where its encoding was once mistaken (U+0085).
-  return [(number, line.removesuffix('\r').split('\t')) for number, line in enumerate(text.split('\n'), 1)]
-
-
-def _objects(text: str, path: str) -> _Part:
-  """The values of a jsonl file, numbers as they are written."""
-  lines = text.rstrip().split('\n')
-  records = [_object(line, f'{path} line {number}') for number, line in enumerate(lines, 1)]
-  header = dict.fromkeys(name for record in records for name in record)
-  return _Part(path, range(1, len(lines) + 1), {name: [record.get(name) for record in records] for name in header})
-
-
-def _object(line: str, place: str) -> dict[str, str | None]:
-  """One line; objects are parsed to tuples of pairs, which tells them from arrays and shows keys given twice."""
-  try:
-    pairs = json.loads(line, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=tuple)
-  except json.JSONDecodeError as error:
-    raise UserError(f'{place} is not JSON: {error.msg.lower()}, at character {error.colno}') from None
-  if not isinstance(pairs, tuple):
-    what = 'an array' if isinstance(pairs, list) else f'the value {line.strip()[:40]}'
-    raise UserError(f'{place} is {what}; needed: an object, {{"column": value, …}}')
-  record = dict(pairs)
-  if len(record) < len(pairs):
-    raise UserError(f'{place} gives a key twice')
-  for name, value in record.items():
-    if isinstance(value, (tuple, list)):
-      raise UserError(f'{place}: {name!r} holds {"an array" if isinstance(value, list) else "an object"}, not a value')
-    if isinstance(value, bool):
-      record[name] = str(value).lower()
-  return record
 
 
 def _known(table: _Table, option: str, names: list[str]) -> list[str]:
@@ -281,13 +153,27 @@ def _inputs(table: _Table, names: list[str]) -> tuple[np.ndarray, dict[str, Any]
     x = np.array([value.strip() for value in values] if table.kind == 'csv' else values, object)
     return x, {'kind': 'text', 'columns': tuple(names)}
   x = np.empty((sum(len(part.lines) for part in table.parts.values()), len(names)), np.float32)
-  categories = {}
+  categories: dict[str, tuple[str, ...]] = {}
+  notes: list[str] = []
   for i, name in enumerate(names):
     known, category = numbers[name] or ({}, False)
     x[:, i] = _looked_up(table.values(name), known)
     if category:
       categories[name] = tuple(known)
-  return x, {'kind': 'table', 'columns': tuple(names), 'categories': categories}
+    notes += _doubts(name, known, category and name not in table.types)
+  return x, {'kind': 'table', 'columns': tuple(names), 'categories': categories, 'notes': tuple(notes)}
+
+
+def _doubts(name: str, known: Mapping[str, float], guessed: bool) -> list[str]:
+  """What a user may have meant otherwise."""
+  words = [value for value in known if _number(value) is None]
+  if guessed and len(words) < len(known) / 2:
+    shown = ', '.join(map(repr, words[:3])) + (', …' if len(words) > 3 else '')
+    return [f'column {name!r} is categories because of {shown}; where these are missing values, see data.missing']
+  numbers = np.array(list(known.values()))
+  if not words and (left := len(np.unique(numbers.astype(np.float32)))) < len(np.unique(numbers)):
+    return [f'column {name!r}: {len(np.unique(numbers)):,} numbers become {left:,} in single precision: shift them']
+  return []
 
 
 def _numbers(table: _Table, name: str, alone: bool) -> tuple[dict[str, float], bool] | None:
@@ -347,7 +233,11 @@ def _label(table: _Table, name: str, task: Task) -> tuple[np.ndarray, dict[str, 
   values = table.values(name)
   absent = [row for row, value in enumerate(values) if value is None or value.strip() in table.missing]
   if absent:
-    what = f'the label {name!r} is missing ({values[absent[0]]!r})' if values[absent[0]] else f'no label {name!r}'
+    what = (
+      f'the label {name!r} is missing ({values[absent[0]]!r}, see data.missing)'
+      if values[absent[0]]
+      else f'no label {name!r}'
+    )
     raise UserError(f'{table.place(absent[0])}: {what}, the first of {len(absent):,} such rows')
   numbers = {value: _number(value) for value in _present(values, table.missing)}
   words = [value for value, number in numbers.items() if number is None]
