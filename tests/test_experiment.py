@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from outcomes import assert_same
 
 import transferlab
 from transferlab import checkpoints, config, folder, paths, results
+from transferlab.data import loader
 from transferlab.errors import Diverged, UserError
 from transferlab.evaluation import metrics
 from transferlab.preparation import prepare
@@ -258,3 +260,14 @@ def test_worker_processes_give_the_same_run_from_the_command_line(tiny, trained,
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert_same(tmp_path / 'run', trained)
+
+
+def test_time_spent_on_slow_reading_is_time_waited(tiny, tmp_path, monkeypatch):
+  order = loader.Order.batches
+  slowly = lambda self, *arguments: time.sleep(0.3) or order(self, *arguments)
+  monkeypatch.setattr(loader.Order, 'batches', slowly)
+  given = tiny()
+  given['target']['data']['hold'] = 'stream'
+  transferlab.run({**given, 'logging': {'every': 5}}, tmp_path / 'run')
+  shares = [line.get('waited') for line in lines_of(tmp_path / 'run') if line['split'] == 'train']
+  assert max(shares) > 0.5

@@ -39,6 +39,9 @@ class Feed(Protocol):
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
     """Runs steps `step` … `step + count − 1`; metrics come as [count] arrays."""
 
+  def close(self) -> None:
+    """Ends what prepares batches."""
+
 
 class Held:
   """Data on the device, at most `room` steps a call; serves populations too."""
@@ -49,6 +52,9 @@ class Held:
     self.arrays = parallel.place(held, mesh)
     self.ahead: tuple[int, Any] | None = None
     self.waited = None
+
+  def close(self) -> None:
+    pass
 
   def place(self, tree: Any) -> Any:
     return parallel.place(tree, self.mesh)
@@ -95,6 +101,11 @@ class Streamed:
   def single(self, tree: Any) -> Any:
     return tree
 
+  def close(self) -> None:
+    if self.blocks is not None:
+      self.blocks.close()
+      self.blocks = None
+
   def _next(self, step: int, running: Any) -> None:
     """Takes the block that starts at `step`; the time counts as waiting unless `running` outlasts it."""
     begun = time.perf_counter()
@@ -109,6 +120,7 @@ class Streamed:
     train, pieces, end = parallel.chunk(method, self.mesh, False, looped), [], step + count
     begun, self.idle = time.perf_counter(), 0.0
     if self.blocks is None or not self.start <= step < self.stop:
+      self.close()
       self.blocks = loader.stream(self.arrays, self.order, step, self.steps, self.workers)
       self._next(step, None)
     while step < end:
@@ -143,6 +155,9 @@ class Mapped:
     self.waited = None
     # Copies that stood elsewhere would travel to their devices anew in every step.
     self.mesh = Mesh(np.array(chosen), (parallel.AXIS,))
+
+  def close(self) -> None:
+    pass
 
   def place(self, tree: Any) -> Any:
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(self.chosen), *leaf.shape)), tree)

@@ -4,6 +4,7 @@ It trains one run, or a population of runs that differ only in arrays (weights, 
 a leading axis of members. Evaluation and saving come as arguments; files and screens are theirs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -79,9 +80,10 @@ class Loop:
     variables = stack([self._with_terms(member) for member in self.members], self.population)
     variables, state, slots = self._restored(variables)
     stretches = self.members[0].stretches
-    for index in range(self.progress.phase + self.progress.ended, len(stretches)):
-      variables, slots = self._phase(index, stretches[index], variables, state, slots)
-      state = None
+    with contextlib.closing(self.feed):
+      for index in range(self.progress.phase + self.progress.ended, len(stretches)):
+        variables, slots = self._phase(index, stretches[index], variables, state, slots)
+        state = None
     return self._fitted(variables, slots)
 
   def _with_terms(self, member: Member) -> Variables:
