@@ -80,7 +80,7 @@ def refused_config(refused, tiny, write_config, tmp_path):
     (dict(evaluation=dict(metrics=['acuracy'])), ['acuracy', 'accuracy']),
     (dict(evaluation=dict(select='r2')), ["'r2'", 'accuracy']),
     (dict(evaluation=dict(sets={'../outside': dict(name='digits')})), ['sets', '../outside']),
-    (dict(evaluation=dict(sets={'other': dict(name='iris')})), ['sets.other', '3 outputs', '10']),
+    (dict(evaluation=dict(sets={'other': dict(name='iris')})), ['sets.other', 'inputs [4]', '[8, 8, 1]']),
     (dict(choose={'phases.0.learning_rat': [1e-3]}), ['learning_rat', 'learning_rate']),
     (dict(choose={'phases.3.learning_rate': [1e-3]}), ["'3' is no index", 'list of 1']),
     (dict(baseline=dict(name='logistic_regression')), ['baseline', 'phases']),
@@ -289,7 +289,7 @@ def test_measuring_what_is_not_there_is_refused(refused, trained, tmp_path, flag
     ('digits,hlaf=0', 'nearest: half'),
     ('digits,half', 'not key=value'),
     ('digits,split=tset', 'there are train, test, all'),
-    ('iris', '3 outputs'),
+    ('iris', "class of iris 'setosa'"),
     ('diabetes', 'regression'),
     ('npz:none.npz', 'no file'),
   ]:

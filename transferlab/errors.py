@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-  """The `count` choices that look most like `name`, best first; all of them if nothing is alike.
+  """The `count` choices that look most like `name`, best first; the first of them if nothing is alike.
 
   Case does not count, and a choice that begins with the name is like it, however long it is.
   """

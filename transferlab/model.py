@@ -10,7 +10,7 @@ import numpy as np
 from transferlab import config, experiment, folder, results
 from transferlab.data import encoding
 from transferlab.data.examples import matched
-from transferlab.data.settings import Data
+from transferlab.data.settings import TABLES, Data
 from transferlab.data.sources import READ, centred
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
@@ -126,6 +126,10 @@ def data_spec(text: str, like: Data) -> tuple[Data, str]:
   """
   name, *pairs = re.split(r',(?=\s*\w+\s*=)', text)
   kinds = [each.partition(':')[0] for each in (name, like.name)]
+  kinds = ['table' if kind in TABLES else kind for kind in kinds]
+  odd = name.rpartition(',')
+  if odd[1] and '}' not in odd[2]:
+    raise UserError(f'{text!r}: {odd[2]!r} is not key=value')
   values: dict[str, Any] = {'name': name}
   if kinds[0] == kinds[1]:
     values |= like.model_dump(include=like.model_fields_set & {*READ, 'task'} - {'name'})

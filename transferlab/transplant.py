@@ -165,6 +165,8 @@ def row_names(columns: Sequence[str], categories: Mapping[int, Sequence[str]], s
   names, embedded, flat = {}, [], paths.flatten(shapes)
   for place, values in categories.items():
     path, column = f'embed/column{place}/embedding', columns[place]
+    if path not in flat:
+      return {}  # one's own network, which embeds in its own way
     names[path] = [f'{column}, missing or unseen', *(f'{column}={value}' for value in values)]
     embedded += [f'{column}, feature {number}' for number in range(flat[path].shape[1])]
   return {**names, '': [name for place, name in enumerate(columns) if place not in categories] + embedded}

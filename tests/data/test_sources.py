@@ -417,7 +417,7 @@ def test_slices_of_parts_are_those_of_python(photos):
 @pytest.mark.parametrize('name', ['test', 'validation'])
 def test_slices_that_leave_a_class_out_are_refused(photos, name):
   options = {'train': 'train[:12]', 'test': 'test', name: 'train[12:]'}
-  _refused(f"data.{name}='train.12:.' holds no example of class 'a'.*a share does", photos()[0], **options)
+  _refused(f"data.{name}='train.12:.' holds no example of class 'a'.*a share takes", photos()[0], **options)
 
 
 def test_data_without_parts_are_sliced_as_if_they_were_for_training(people):
@@ -488,7 +488,7 @@ def test_numbers_and_truth_values_name_categories_as_they_are_written(people):
 
 def test_where_is_for_tables_and_not_for_words_that_were_hashed(tmp_path):
   (tmp_path / 'said.tsv').write_text('label\ttext\n' + 'a\tyes yes\nb\tno no\n' * 4)
-  _refused('data.noise is for images', f'tsv:{tmp_path / "said.tsv"}', noise=0.5)
+  _refused('data.noise is for numbers', f'tsv:{tmp_path / "said.tsv"}', noise=0.5)
   _refused('data.where is for the columns of tables', f'tsv:{tmp_path / "said.tsv"}', hash=8, where={'text': ['no no']})
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction import FeatureHasher
 
+from transferlab.config import validate
 from transferlab.data.columns import AT_ONCE
 from transferlab.data.examples import Info, digest, from_arrays
 from transferlab.data.sources import Data, load
@@ -68,8 +69,8 @@ def test_only_texts_are_hashed():
 
 
 def test_a_table_too_wide_for_any_machine_is_refused_at_once():
-  with pytest.raises(UserError, match=r'data\.hash=2147483647 makes a row of 2,147,483,647 numbers'):
-    hashed(_examples(), 2**31 - 1)
+  with pytest.raises(UserError, match=r'hash: input should be less than or equal to 1048576, not 2147483647'):
+    validate(Data, {'name': 'tsv:films.tsv', 'hash': 2**31 - 1})
 
 
 def test_a_table_of_texts_is_hashed_through_load_and_not_standardized(tmp_path):

@@ -304,6 +304,7 @@ def test_convolutions_start_with_the_variance_of_he_et_al():
     ('mlp', {'hidden': [0]}, (8,), 'hidden.0: input should be greater than 0'),
     ('mlp', {'dropout': 1.0}, (8,), 'dropout: input should be less than 1, not 1.0'),
     ('mlp', {'dropout': -0.5}, (8,), 'dropout: input should be greater than or equal to 0'),
+    ('mlp', {'embedding': 4}, (8,), 'embedding is for tables with categories'),
     ('convnet', {}, (8,), 'takes images'),
     ('convnet', {'blocks': 4}, (8, 9, 1), 'at most 3 fit'),
     ('resnet', {'depth': 19}, (8, 8, 3), 'nearest: 20'),

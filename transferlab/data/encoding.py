@@ -5,7 +5,8 @@ its source. Reading tables is in tables.py; shift and scale are kept and applied
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+import numbers
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,31 +91,55 @@ def of_records(given: Any, entries: Sequence[Entry]) -> np.ndarray:
   """A table in the hand as float32 [N, D], encoded as `encode` does it.
 
   Args:
-    given: a list of dicts (an example each), or columns by name: a dict of sequences, or a data frame. None, NaN and ''
-      are missing values; columns that the entries do not know are left out.
+    given: a list of dicts (an example each), or columns by name: a dict of sequences (of single values: one example),
+      or a data frame. None, NaN and '' are missing values; columns that the entries do not know are left out.
 
   Raises:
     UserError: a column is missing, of another length or no number where numbers were trained on.
   """
   if isinstance(given, list):
     given = {name: [row.get(name) for row in given] for name in dict.fromkeys(name for row in given for name in row)}
-  numeric = {entry['column'] for entry in entries if entry['kind'] == 'numeric'}
-  names = [name for name in dict.fromkeys(entry['column'] for entry in entries) if name in given]
-  columns = {name: [None if _is_missing(value) else value for value in given[name]] for name in names}
+  elif all(np.ndim(given[name]) == 0 for name in given):
+    given = {name: [given[name]] for name in given}
+  spellings = _spellings(entries)
+  columns = {
+    name: [None if _is_missing(value) else value for value in given[name]] for name in spellings if name in given
+  }
   if len({len(values) for values in columns.values()}) > 1:
     raise UserError(f'columns differ in length: { {name: len(values) for name, values in columns.items()} }')
-  raw, categories = [], {}
-  for name, values in columns.items():
-    if name in numeric:
-      raw.append([_as_number(value, name) for value in values])
+  raw, categories = np.empty((len(next(iter(columns.values()), [])), len(columns)), np.float32), {}
+  for i, (name, values) in enumerate(columns.items()):
+    known = spellings[name]
+    if known is None:
+      raw[:, i] = [_as_number(value, name) for value in values]
     else:
-      known = dict.fromkeys(_as_name(value) for value in values if value is not None)
-      categories[name] = tuple(known)
-      places = {value: place for place, value in enumerate(known)}
-      raw.append([np.nan if value is None else places[_as_name(value)] for value in values])
+      words = [None if value is None else as_written(value, known) for value in values]
+      places = {word: place for place, word in enumerate(dict.fromkeys(word for word in words if word is not None))}
+      categories[name] = tuple(places)
+      raw[:, i] = [np.nan if word is None else places[word] for word in words]
   others = [str(name) for name in given if name not in columns]  # for messages only
-  info = Info('table', 'classification', columns=(*names, *others), categories=categories, origin='the table')
-  return encode(np.array(raw, np.float32).T.reshape(-1, len(names)), info, entries)
+  info = Info('table', 'classification', columns=(*columns, *others), categories=categories, origin='the table')
+  return encode(raw, info, entries)
+
+
+def _spellings(entries: Sequence[Entry]) -> dict[str, set[str] | None]:
+  """The values that each column is known to have; None where it holds numbers."""
+  known: dict[str, set[str] | None] = {}
+  for column, own in _by_column(entries).items():
+    values = [value for entry in own for value in entry.get('values', [entry.get('value')]) if value is not None]
+    known[column] = None if own[0]['kind'] == 'numeric' else set(values)
+  return known
+
+
+def as_written(value: Any, known: Collection[str]) -> str:
+  """A category as files spell it: as the one of `known` that it may be (True: 'true', 3.0: '3'), or as Python does."""
+  ways = [str(value).strip()]
+  if isinstance(value, (bool, np.bool_)):
+    ways.append(ways[0].lower())
+  elif isinstance(value, numbers.Real) and float(value).is_integer():
+    whole = int(float(value))
+    ways += [str(whole), f'{whole}.0']
+  return next((way for way in ways if way in known), ways[0])
 
 
 def plain(columns: Sequence[str]) -> list[Entry]:
@@ -123,7 +148,9 @@ def plain(columns: Sequence[str]) -> list[Entry]:
 
 
 def _is_missing(value: Any) -> bool:
-  return value is None or value == '' or value != value
+  if isinstance(value, str):
+    return not value.strip()
+  return value is None or type(value).__name__ == 'NAType' or bool(value != value)  # pandas.NA equals nothing at all
 
 
 def _as_number(value: Any, column: str) -> float:
@@ -131,11 +158,6 @@ def _as_number(value: Any, column: str) -> float:
     return np.nan if value is None else float(value)
   except (TypeError, ValueError):
     raise UserError(f'column {column!r} holds {value!r}, and numbers were trained on') from None
-
-
-def _as_name(value: Any) -> str:
-  """A category as files spell it: 3.0 is '3'."""
-  return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _position(entry: Entry, info: Info) -> int:

@@ -1,7 +1,7 @@
 """What a config may say of data: the schema of one data set, and which sources there are.
 
 Readers are in sources.py and the files it lists. Nothing is imported here that takes time, so that a mistyped key is
-answered at once.
+answered at once. Looks at files only to answer a name that is none.
 """
 
 import os
@@ -146,7 +146,7 @@ class Data(Schema):
   hold: Literal['device', 'stream'] = Field(
     default='device',
     description='Keep all examples on the device, or stream them, for data larger than memory, in the same batches. '
-    'What takes at most 256 MiB stays in memory once it is read.',
+    'Without workers, what takes at most 256 MiB stays in memory once it is read.',
     json_schema_extra={**OUTSIDE},
   )
   workers: NonNegative = Field(

@@ -171,7 +171,7 @@ def _doubts(name: str, known: Mapping[str, float], guessed: bool) -> list[str]:
     shown = ', '.join(map(repr, words[:3])) + (', …' if len(words) > 3 else '')
     return [f'column {name!r} is categories because of {shown}; where these are missing values, see data.missing']
   numbers = np.array(list(known.values()))
-  if not words and (left := len(np.unique(numbers.astype(np.float32)))) < len(np.unique(numbers)):
+  if not words and (left := len(np.unique(numbers.astype(np.float32)))) < 0.9 * len(np.unique(numbers)):
     return [f'column {name!r}: {len(np.unique(numbers)):,} numbers become {left:,} in single precision: shift them']
   return []
 

@@ -80,8 +80,8 @@ def _known(folder: str | None) -> list[str]:
 
   place = Path(folder or tfds.core.constants.DATA_DIR).expanduser()
   depths = ('*/*/dataset_info.json', '*/*/*/dataset_info.json')  # NAME/VERSION and NAME/CONFIG/VERSION
-  prepared = {found.relative_to(place).parts[0] for depth in depths for found in place.glob(depth)}
-  return sorted({*prepared, *tfds.list_builders(with_community_datasets=False)})
+  there = {found.relative_to(place).parts[0] for depth in depths for found in place.glob(depth)}
+  return sorted({*there, *tfds.list_builders(with_community_datasets=False)})
 
 
 PREPARE = """

@@ -65,6 +65,8 @@ def mlp(
   """
   if categories and (len(input_shape) != 1 or any(len(c) != 2 or c[0] >= input_shape[0] for c in categories)):
     raise UserError(f"network 'mlp': categories {categories} for inputs {list(input_shape)}; they are [column, values]")
+  if embedding and not categories:
+    raise UserError("network 'mlp': embedding is for tables with categories, and data.categorical='embedding'")
 
   def create(rngs: nnx.Rngs) -> dict:
     stages: dict = {}
