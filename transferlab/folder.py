@@ -204,3 +204,9 @@ def _event_writer(folder: Path, purge_step: int) -> Any:
     if hidden:
       del sys.modules['torch']
   return SummaryWriter(os.fspath(folder), purge_step=purge_step + 1 if purge_step else None)
+
+
+def default(spec: str) -> Path:
+  """`runs/` and the name of the config, with its argument if it has one."""
+  path, _, argument = spec.partition(':')
+  return Path('runs') / (Path(path).stem + (f'_{argument}' if argument else ''))

@@ -132,14 +132,14 @@ def run(command: Command) -> int:
 
 def train(command: Command) -> int:
   """Reads the config, applies overrides, and runs it (or says what it would do)."""
-  from transferlab import cells, commands, study
+  from transferlab import cells, commands, folder
 
   values, _ = config.read(command.flags['config'])
   for key, value in command.overrides:
     values = config.override(values, ('base.' if _in_base(values, key) else '') + key, config.literal(value))
   settings: Any = config.validate(cells.Study if 'axes' in values else cells.Run, values)
   cells.check(settings)
-  workdir = Path(command.flags.get('workdir') or study.default_folder(command.flags['config'])).expanduser()
+  workdir = Path(command.flags.get('workdir') or folder.default(command.flags['config'])).expanduser()
   setup()
   if 'dry_run' in command.switches:
     print('\n'.join(commands.dry_run(settings)))

@@ -28,17 +28,11 @@ def run_config(
 ) -> dict[str, Any]:
   """Runs a config, a single run or an experiment; see `transferlab.run`."""
   values = config.read(given)[0] if isinstance(given, str) else config.plain(given)
-  place = Path(workdir or default_folder(given if isinstance(given, str) else 'run')).expanduser()
+  place = Path(workdir or folder.default(given if isinstance(given, str) else 'run')).expanduser()
   screen = screen or Screen(quiet=True)
   if 'axes' in values:
     return run_study(config.validate(Study, values), place, screen=screen, stop=stop)[0]
   return experiment.run(config.validate(Run, values), place, screen=screen, stop=stop)
-
-
-def default_folder(spec: str) -> Path:
-  """`runs/` and the name of the config, with its argument if it has one."""
-  path, _, argument = spec.partition(':')
-  return Path('runs') / (Path(path).stem + (f'_{argument}' if argument else ''))
 
 
 def run_study(

@@ -508,6 +508,14 @@ def test_preparing_that_was_interrupted_is_done_again(tmp_path, preparing, end):
   assert len(_read(str(tmp_path), name='unprepared')) == 30
 
 
+def test_a_disk_that_is_full_while_preparing_is_said_in_one_sentence(tmp_path, preparing):
+  """/dev/full refuses what is written to it as a full disk does."""
+  if not Path('/dev/full').exists():
+    pytest.skip('there is no /dev/full')
+  preparing("open('/dev/full', 'wb', buffering=0).write(b'x')")
+  assert 'the disk is full; data.folder names another place' in _refused(str(tmp_path), name='unprepared')
+
+
 NO_NETWORK = """Traceback (most recent call last):
   File "requests/adapters.py", line 729, in send
     raise ConnectionError(e, request=request)
