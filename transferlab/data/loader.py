@@ -15,12 +15,12 @@ from jaxtyping import Bool, Int
 Batch = dict[str, Any]
 
 
-def permutation(count: int, epoch: int, seed: int) -> Int[np.ndarray, 'count']:
+def permutation(count: int, epoch: int, seed: int) -> Int[np.ndarray, ' count']:
   """The order of an epoch: a function of the seed and the epoch only."""
   return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
-def balanced_order(labels: Int[np.ndarray, 'count'], epoch: int, seed: int) -> Int[np.ndarray, 'count']:
+def balanced_order(labels: Int[np.ndarray, ' count'], epoch: int, seed: int) -> Int[np.ndarray, ' count']:
   """An order in which every class has its turn in every round: rare classes are repeated, common ones cut.
 
   Each round visits the classes in a random order; each class walks through a permutation of its examples.
@@ -143,7 +143,7 @@ class _Blocks:
     return gather(self.arrays, self.order.batches(self.start + int(block) * self.steps, self.steps))
 
 
-def evaluation_batches(count: int, batch_size: int) -> Iterator[tuple[slice, Bool[np.ndarray, 'batch']]]:
+def evaluation_batches(count: int, batch_size: int) -> Iterator[tuple[slice, Bool[np.ndarray, ' batch']]]:
   """Slices that cover every example once, each with a mask of `batch_size`: the last is to be padded, never dropped."""
   for start in range(0, count, batch_size):
     stop = min(start + batch_size, count)

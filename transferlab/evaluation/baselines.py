@@ -54,7 +54,7 @@ VALUES = {'logistic_regression': 'C', 'nearest_neighbours': 'neighbours', 'ridge
 
 
 def logistic_regression(
-  x: Inputs, labels: Int[np.ndarray, 'examples'], *, value: float, seed: int, num_classes: int
+  x: Inputs, labels: Int[np.ndarray, ' examples'], *, value: float, seed: int, num_classes: int
 ) -> Predict:
   """Multinomial logistic regression with an L2 penalty, by L-BFGS. Hastie et al. 2009, section 4.4.
 
@@ -78,7 +78,7 @@ def logistic_regression(
 
 
 def nearest_neighbours(
-  x: Inputs, labels: Int[np.ndarray, 'examples'], *, value: int, seed: int, num_classes: int
+  x: Inputs, labels: Int[np.ndarray, ' examples'], *, value: int, seed: int, num_classes: int
 ) -> Predict:
   """Votes of the nearest training examples by Euclidean distance. Cover and Hart 1967.
 
@@ -106,7 +106,7 @@ def nearest_neighbours(
 
 def ridge(
   x: Inputs,
-  labels: Float[np.ndarray, 'examples *targets'],
+  labels: Float[np.ndarray, ' examples *targets'],
   *,
   value: float,
   seed: int,
@@ -182,7 +182,7 @@ def _flat(x: Any) -> Inputs:
 
 
 def _columns(
-  probabilities: Float[np.ndarray, 'examples seen'], classes: Int[np.ndarray, 'seen'], num_classes: int
+  probabilities: Float[np.ndarray, 'examples seen'], classes: Int[np.ndarray, ' seen'], num_classes: int
 ) -> Float[np.ndarray, 'examples classes']:
   """Log-probabilities in columns 0 … num_classes - 1, though training saw only some of the classes."""
   outputs = np.zeros((len(probabilities), num_classes))

@@ -237,7 +237,9 @@ def _finite(value: Value) -> Value:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _classified(outputs: Any, labels: Any) -> tuple[Float[np.ndarray, 'examples classes'], Int[np.ndarray, 'examples']]:
+def _classified(
+  outputs: Any, labels: Any
+) -> tuple[Float[np.ndarray, 'examples classes'], Int[np.ndarray, ' examples']]:
   """Logits with one column per class, and class numbers. A lone logit z of class 1 becomes (0, z)."""
   logits = np.asarray(outputs, np.float64)
   logits = logits.reshape(len(logits), -1)
@@ -264,7 +266,7 @@ def _paired(
   return predictions, targets
 
 
-def _log_sum_exp(logits: Float[np.ndarray, 'examples classes']) -> Float[np.ndarray, 'examples']:
+def _log_sum_exp(logits: Float[np.ndarray, 'examples classes']) -> Float[np.ndarray, ' examples']:
   largest = logits.max(1)
   return largest + np.log(np.exp(logits - largest[:, None]).sum(1))
 

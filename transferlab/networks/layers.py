@@ -28,8 +28,8 @@ class Scope:
 
   train: bool = False
   batch_statistics: bool = False
-  key: Key[Array, ''] | Key[Array, 'batch'] | None = None
-  mask: Bool[Array, 'batch'] | None = None
+  key: Key[Array, ''] | Key[Array, ' batch'] | None = None
+  mask: Bool[Array, ' batch'] | None = None
   draws: int = 0
 
   def next_key(self) -> Array:
@@ -144,8 +144,8 @@ class BatchNorm(nnx.Module):
 
 
 def batch_moments(
-  x: Float[Array, 'batch ... features'], mask: Bool[Array, 'batch'] | None
-) -> tuple[Float[Array, 'features'], Float[Array, 'features']]:
+  x: Float[Array, 'batch ... features'], mask: Bool[Array, ' batch'] | None
+) -> tuple[Float[Array, ' features'], Float[Array, ' features']]:
   """Mean and biased variance of each feature over the real examples (and places) of the global batch."""
   axes, axis = tuple(range(x.ndim - 1)), _axis.get()
   if mask is None:

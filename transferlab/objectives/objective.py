@@ -69,7 +69,7 @@ class View:
   labels: Array
   params: Any
   source: Any
-  mask: Bool[Array, 'batch']
+  mask: Bool[Array, ' batch']
   key: Array
   progress: Float[Array, '']
   total: Callable[[Array], Array]

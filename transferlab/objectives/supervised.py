@@ -20,7 +20,7 @@ PerExample = Float[Array, 'batch']
 
 def cross_entropy(
   logits: Logits,
-  labels: Int[Array, 'batch'] | Float[Array, 'batch classes'],
+  labels: Int[Array, ' batch'] | Float[Array, 'batch classes'],
   *,
   smoothing: Fraction | None = None,
   class_weights: list[Rate] | None = None,
@@ -49,7 +49,7 @@ def cross_entropy(
 
 
 def squared_error(
-  predictions: Float[Array, 'batch *outputs'], targets: Float[Array, 'batch *outputs'] | Int[Array, 'batch']
+  predictions: Float[Array, ' batch *outputs'], targets: Float[Array, ' batch *outputs'] | Int[Array, ' batch']
 ) -> PerExample:
   """(prediction − target)², averaged over the outputs of an example; class numbers are targets of 0 and 1."""
   if jnp.issubdtype(targets.dtype, jnp.integer) and predictions.ndim > targets.ndim:
@@ -57,13 +57,13 @@ def squared_error(
   return jnp.square(predictions - targets).reshape(predictions.shape[0], -1).mean(axis=1)
 
 
-def binary_cross_entropy(logits: Float[Array, 'batch *one'], labels: Int[Array, 'batch *one']) -> PerExample:
+def binary_cross_entropy(logits: Float[Array, ' batch *one'], labels: Int[Array, ' batch *one']) -> PerExample:
   """Sigmoid cross-entropy in nats of one logit per example against 0 or 1."""
   flat = logits.reshape(logits.shape[0], -1)
   return optax.sigmoid_binary_cross_entropy(flat, labels.reshape(flat.shape).astype(flat.dtype)).mean(axis=1)
 
 
-def hinge(logits: Float[Array, 'batch *classes'], labels: Int[Array, 'batch']) -> PerExample:
+def hinge(logits: Float[Array, ' batch *classes'], labels: Int[Array, ' batch']) -> PerExample:
   """Hinge loss: max(0, 1 − y f) with y = ±1 for one logit; for several, Crammer and Singer's (2001) margin
   max(0, 1 + max_{c ≠ y} f_c − f_y).
   """
