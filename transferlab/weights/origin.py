@@ -1,0 +1,48 @@
+"""What is known of one family of files: how to tell it from its names, and which of our leaves each name is. Pure.
+
+One `Origin` stands for one architecture as one framework writes it; those that exist are listed in mapping.py.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Shapes = Mapping[str, tuple[int, ...]]
+# our path -> (their name, layout); statistics among the parameters.
+Table = dict[str, tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """What images the weights were trained on: x' = (x - shift) / scale per channel, for RGB values 0 … 255."""
+
+  shift: tuple[float, ...]
+  scale: tuple[float, ...]
+  size: int
+  note: str = ''  # how images were resized, for people
+
+
+IMAGENET = Inputs((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 224, 'shorter side 256, centre 224, bilinear')
+CAFFE = Inputs((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), 224, 'resized to 224, bilinear')
+SYMMETRIC = Inputs((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), 224, 'resized to 224, bilinear')
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """An architecture as one framework writes it.
+
+  Attributes:
+    name: the framework or publisher: 'torchvision', 'keras'.
+    network: the name of our network.
+    options: `options(shapes)` gives our network's options from names and shapes; None where the file is another.
+    table: `table(options)` gives every leaf of our network with these options, head included.
+    inputs: the images that published weights of this kind were trained on.
+    valueless: names (a regular expression) that carry nothing of use, such as counts of batches.
+  """
+
+  name: str
+  network: str
+  options: Callable[[Shapes], dict[str, Any] | None]
+  table: Callable[[Mapping[str, Any]], Table]
+  inputs: Inputs
+  valueless: str = r'.*num_batches_tracked'
