@@ -236,3 +236,78 @@ def weights(path: Path, which: str = 'selected') -> dict[str, Any]:
   found = chosen or tree
   params = {name: stage for name, stage in found['params'].items() if name != paths.TERMS.rstrip('/')}
   return {'params': params, 'stats': found.get('stats') or {}}
+
+
+def is_ours(path: Path) -> bool:
+  """Whether a folder is one checkpoint of ours, of whatever format. Raises `UserError` where its record is damaged."""
+  if not _complete(path):
+    return False
+  try:
+    record = json.loads((path / METADATA).read_text())
+  except (OSError, ValueError) as error:
+    raise _damaged(path, error) from None
+  own = record.get('custom_metadata') if isinstance(record, dict) else None
+  return isinstance(own, dict) and isinstance(own.get('format'), int)
+
+
+def foreign(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """{name: (shape, dtype)} of the arrays in a folder that orbax wrote as one tree; names are paths joined by '/'.
+
+  Texts and random keys are left out, for they are no arrays of numbers.
+
+  Raises:
+    UserError: orbax cannot read the folder, or two arrays have the same name.
+  """
+  leaves = {}
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(_foreign_tree(path), is_leaf=_is_description):
+    if isinstance(getattr(leaf, 'dtype', None), np.dtype):
+      name = _joined(keys)
+      if name in leaves:
+        raise UserError(f'{path} holds two arrays of the name {name!r}')
+      leaves[name] = (tuple(leaf.shape), leaf.dtype)
+  return leaves
+
+
+def foreign_values(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+  """These arrays of `foreign`, read together: for every call orbax reads the description of the whole tree.
+
+  Raises:
+    UserError: the folder is damaged.
+  """
+  from etils import epath
+  from orbax import checkpoint as ocp
+
+  wanted, tree = set(names), _foreign_tree(path)
+  choose = lambda keys, _: ocp.RestoreArgs(restore_type=np.ndarray) if _joined(keys) in wanted else ocp.PLACEHOLDER
+  item = jax.tree_util.tree_map_with_path(choose, tree, is_leaf=_is_description)
+  try:
+    args = ocp.args.PyTreeRestore(item=item, restore_args=item)
+    read = ocp.PyTreeCheckpointHandler().restore(epath.Path(path.absolute()), args=args)
+  except Exception as error:
+    raise UserError(f'{path} cannot be read as an orbax checkpoint ({_first_line(error)})') from None
+  flat = {
+    _joined(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(read) if leaf is not ocp.PLACEHOLDER
+  }
+  return {name: np.asarray(flat[name]) for name in names}
+
+
+def _foreign_tree(path: Path) -> Any:
+  """What orbax says of a tree, in its structure: descriptions of arrays, texts and numbers."""
+  _orbax()
+  from etils import epath
+  from orbax import checkpoint as ocp
+
+  try:
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(path.absolute())).tree
+  except Exception as error:
+    raise UserError(f'{path} cannot be read as an orbax checkpoint ({_first_line(error)})') from None
+
+
+def _is_description(leaf: Any) -> bool:
+  return hasattr(leaf, 'dtype')
+
+
+def _joined(keys: tuple[Any, ...]) -> str:
+  """The path of a leaf: keys of dicts, indices of sequences, names of fields."""
+  parts = [next(getattr(key, kind) for kind in ('key', 'idx', 'name') if hasattr(key, kind)) for key in keys]
+  return '/'.join(map(str, parts))
