@@ -7,7 +7,8 @@ import pytest
 from transferlab import config
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
-from transferlab.preparation import Weights, prepare, start
+from transferlab.preparation import prepare, start
+from transferlab.pretrained import Weights
 from transferlab.settings import Run
 
 

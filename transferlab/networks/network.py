@@ -28,6 +28,9 @@ NETWORKS = {
   'mlp': 'transferlab.networks.mlp',
   'convnet': 'transferlab.networks.convnet',
   'resnet': 'transferlab.networks.resnet',
+  'vgg': 'transferlab.networks.vgg',
+  'mobilenet': 'transferlab.networks.mobilenet',
+  'squeezenet': 'transferlab.networks.squeezenet',
 }
 
 
@@ -49,8 +52,9 @@ class Network:
 
   @functools.lru_cache(maxsize=64)  # noqa: B019 (networks live as long as the program)
   def shapes(self) -> Variables:
-    """`init`'s result as shapes and dtypes; nothing is allocated."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    """`init`'s result as shapes and dtypes, stages in their order; nothing is allocated."""
+    shapes = jax.eval_shape(self.init, jax.random.key(0))  # comes back sorted: block10 before block2
+    return {kind: {name: tree[name] for name in self.stages if name in tree} for kind, tree in shapes.items()}
 
 
 @dataclasses.dataclass(frozen=True)

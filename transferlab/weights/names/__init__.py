@@ -1,0 +1,64 @@
+"""Their names for the arrays of our networks: one file per network, which gives `ORIGINS`; here, what these share.
+
+Nothing here reads a file or holds an array; names and shapes are enough to know a family.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from transferlab.errors import UserError
+from transferlab.weights import layouts
+from transferlab.weights.origin import Origin, Shapes, Table
+
+
+def fits(shapes: Shapes, table: Table, kernels: Mapping[str, tuple[int, int]]) -> bool:
+  """Whether a file is what a table describes: all of the table's names but maybe the head's, no others, right kernels.
+
+  Args:
+    kernels: (size, outputs) of the convolutions that tell the family from others, by our path.
+  """
+  valued = {name for name in shapes if not re.fullmatch(Origin.valueless, name)}
+  names = {theirs: ours for ours, (theirs, _) in table.items()}
+  if not valued <= set(names) or any(not names[name].startswith('head/') for name in set(names) - valued):
+    return False
+  try:
+    found = {names[name]: layouts.shape(tuple(shapes[name]), table[names[name]][1]) for name in valued}
+  except UserError:
+    return False
+  # Channels of images are free: what the first convolution takes says nothing about the family.
+  return all(
+    len(found[path]) == 4 and (*found[path][:2], found[path][3]) == (size, size, outputs)
+    for path, (size, outputs) in kernels.items()
+  )
+
+
+def torch_norm(ours: str, theirs: str) -> Table:
+  """torch's names of a BatchNorm."""
+  pairs = {'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+  return {f'{ours}/{leaf}': (f'{theirs}.{name}', 'same') for leaf, name in pairs.items()}
+
+
+def keras_norm(ours: str, theirs: str) -> Table:
+  """Keras' names of a BatchNormalization."""
+  pairs = {'scale': 'gamma', 'bias': 'beta', 'mean': 'moving_mean', 'var': 'moving_variance'}
+  return {f'{ours}/{leaf}': (f'{theirs}/{name}', 'same') for leaf, name in pairs.items()}
+
+
+def torch_layer(ours: str, theirs: str, layout: str) -> Table:
+  """torch's names of a layer with a bias; the layout of its weight."""
+  return {f'{ours}/kernel': (f'{theirs}.weight', layout), f'{ours}/bias': (f'{theirs}.bias', 'same')}
+
+
+def keras_layer(ours: str, theirs: str, layout: str = 'same') -> Table:
+  """Keras' names of a layer with a bias; the layout of its kernel."""
+  return {f'{ours}/kernel': (f'{theirs}/kernel', layout), f'{ours}/bias': (f'{theirs}/bias', 'same')}
+
+
+def numbered(classes: Iterable[str]) -> list[str]:
+  """The names that Keras gives to layers of these classes that have none: dense, dense_1, …."""
+  seen: dict[str, int] = {}
+  names = []
+  for kind in classes:
+    count = seen[kind] = seen.get(kind, -1) + 1
+    names.append(f'{kind}_{count}' if count else kind)
+  return names
