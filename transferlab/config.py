@@ -34,6 +34,8 @@ class Schema(pydantic.BaseModel):
 
 # A field that does not determine results (cadence of logging, paths, device counts): outside a run's identity.
 OUTSIDE: dict[str, Any] = {'identity': False}
+# A field that came after runs had been made without it: outside at its default, so that these keep their identity.
+LATER: dict[str, Any] = {'identity': 'unless default'}
 # Steps and sizes are 32-bit numbers on the device.
 LARGEST = 2**31 - 1
 Positive = Annotated[int, pydantic.Field(gt=0, le=LARGEST)]
@@ -225,12 +227,13 @@ def resolved(config: Schema) -> dict[str, Any]:
 
 
 def identity(config: Schema) -> dict[str, Any]:
-  """The values that determine a run's results: `resolved` without the fields marked `OUTSIDE`."""
+  """The values that determine a run's results: `resolved` without the fields marked `OUTSIDE` (or `LATER`)."""
   values: dict[str, Any] = {}
   for name, field in type(config).model_fields.items():
-    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get('identity') is False:
-      continue
+    marked = field.json_schema_extra.get('identity') if isinstance(field.json_schema_extra, dict) else None
     value = getattr(config, name)
+    if marked is False or (marked == 'unless default' and value == field.default):
+      continue
     if isinstance(value, Schema):
       values[name] = identity(value)
     elif isinstance(value, list) and value and all(isinstance(item, Schema) for item in value):

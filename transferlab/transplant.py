@@ -10,10 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferlab import paths
-from transferlab.errors import UserError, nearest
+from transferlab.errors import UserError, nearest, unknown
 
 DEFAULT_RULES = [('head', 'init'), ('.*', 'copy')]
-ACTIONS = ("'copy'", "'copy:SOURCE PATH'", "'columns'", "'init'")
+ACTIONS = (
+  "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'columns'", "'init'",
+)  # fmt: skip
+# Actions on one leaf, and whether something stands behind their colon.
+FORMS = {
+  ('copy', False), ('copy', True), ('partial', False), ('classes', True), ('channels', True), ('init', False),
+}  # fmt: skip
 # What rows of leaves stand for, by path; '' is for a first layer [columns, features], whatever its path.
 Names = Mapping[str, Sequence[str]]
 NOTHING: Names = {}
@@ -25,9 +31,12 @@ class Origin:
 
   Attributes:
     kind: 'params' or 'stats'.
-    action: 'copy', 'columns' (rows matched by the names of columns or categories) or 'init'.
+    action: 'copy', 'columns' (rows matched by the names of columns or categories), 'classes' (the outputs of chosen
+      classes), 'channels' (another number of input channels) or 'init'.
     source: path of the source leaf; None for 'init'.
-    rows: for 'columns', pairs (target row, source row).
+    rows: for 'columns', pairs (target row, source row); for 'classes', pairs (target class, source class).
+    way: for 'channels', 'sum', 'tile' or 'zero'.
+    foreign: the leaf's name in the file it comes from, where that is none of ours.
   """
 
   kind: str
@@ -37,6 +46,8 @@ class Origin:
   shape: tuple[int, ...]
   dtype: str
   rows: tuple[tuple[int, int], ...] = ()
+  way: str = ''
+  foreign: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +68,11 @@ class Plan:
 
   def lines(self) -> list[str]:
     """The report, a line per leaf."""
-    width = max((len(o.path) for o in self.origins), default=0)
-    shown = [f'{o.path:<{width}}  {o.shape!s:<18} {o.action:<8} {o.source or ""}' for o in self.origins]
+    rows = [
+      (o.path, str(o.shape), o.action + (f':{o.way}' if o.way else ''), o.source or '', o.foreign) for o in self.origins
+    ]
+    widths = [max(map(len, column), default=0) for column in zip(*rows)]
+    shown = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return [*shown, *(f'not used: {path}' for path in self.unused), *self.notes]
 
 
@@ -75,10 +89,14 @@ def plan(
 
   Args:
     source, target: variables (`{'params', 'stats'}`) of arrays or shapes.
-    rules: (pattern over target paths, action); the first match wins. Actions: 'copy' (the leaf of the same path),
-      'copy:TEMPLATE' (the leaf that the template names; \\1 stands for the pattern's first group), 'columns' (rows of a
-      first layer [columns, features] or of a table of embeddings [categories, features] matched by name), 'init' (its
-      own initialisation). Statistics follow the first rule that matches them.
+    rules: (pattern over target paths, action); the first match wins. Statistics follow the first that matches them.
+        'copy'           the leaf of the same path
+        'copy:TEMPLATE'  the leaf that the template names; \\1 stands for the pattern's first group
+        'partial'        copy where the source has the leaf, else init: for networks of another depth
+        'classes:3,7'    the outputs of these classes of the source, in this order
+        'channels:WAY'   a convolution on another number of input channels, see `with_channels`
+        'columns'        rows of a first layer [columns, features] or of embeddings [categories, features], by name
+        'init'           its own initialisation
     source_names, target_names: what rows of tables' networks stand for (`row_names`).
     stages: the target's stages, for error messages.
 
@@ -103,6 +121,7 @@ def plan(
     pattern, action = next(((p, a) for p, a in rules if paths.matches(p, path)), ('', 'init'))
     action = 'init' if action == 'columns' else action
     origins.append(_origin('stats', path, pattern, action, given['stats'], leaf))
+  notes += _partly(origins, rules)
   used = {origin.source for origin in origins}
   unused = tuple(path for kind in given for path in given[kind] if path not in used)
   made = Plan(tuple(origins), unused, tuple(notes))
@@ -113,19 +132,100 @@ def plan(
 
 def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str, Any], leaf: Any) -> Origin:
   shape, dtype = tuple(leaf.shape), str(leaf.dtype)
-  if action == 'init':
-    return Origin(kind, path, 'init', None, shape, dtype)
-  if action != 'copy' and not action.startswith('copy:'):
+  verb, _, argument = action.partition(':')
+  if (verb, bool(argument)) not in FORMS or action.endswith(':'):
     raise UserError(f'config.transplant: unknown action {action!r} for {pattern!r}; there are {", ".join(ACTIONS)}')
-  name = _renamed(path, pattern, action.removeprefix('copy:')) if action.startswith('copy:') else path
+  if verb == 'init' or (verb == 'partial' and path not in given):
+    return Origin(kind, path, 'init', None, shape, dtype)
+  name = _renamed(path, pattern, argument) if verb == 'copy' and argument else path
   theirs = _theirs(name, path, given, dtype)
+  made = Origin(kind, path, 'copy', name, shape, dtype, foreign=getattr(theirs, 'origin', ''))
+  if verb == 'classes':
+    return _classes(made, theirs, argument)
+  if verb == 'channels' and tuple(theirs.shape) != shape:
+    return _channels(made, theirs, argument)
   if tuple(theirs.shape) != shape:
-    stage = paths.stage_of(path)
     raise UserError(
       f'config.transplant: {path} has shape {shape}, {name} of the source {tuple(theirs.shape)}; '
-      f"give it another origin, for example ({stage!r}, 'init')"
+      f'give it another origin, for example ({paths.stage_of(path)!r}, {_way_out(shape, tuple(theirs.shape))!r})'
     )
-  return Origin(kind, path, 'copy', name, shape, dtype)
+  return made
+
+
+WAYS = ('sum', 'tile', 'zero')
+
+
+def _way_out(shape: tuple[int, ...], theirs: tuple[int, ...]) -> str:
+  """The action that fits shapes which differ."""
+  channels = len(shape) == len(theirs) == 4 and (*shape[:2], shape[3]) == (*theirs[:2], theirs[3])
+  return 'channels:sum' if channels else 'init'
+
+
+def _classes(made: Origin, theirs: Any, argument: str) -> Origin:
+  """The outputs of chosen classes, along the last axis."""
+  parts = [part.strip() for part in argument.split(',')]
+  if not all(part.isdigit() for part in parts):
+    raise UserError(
+      f"config.transplant: 'classes:{argument}' for {made.path}: numbers of classes are needed: classes:3,7"
+    )
+  chosen, known = [int(part) for part in parts], theirs.shape[-1]
+  if max(chosen) >= known or len(set(chosen)) < len(chosen):
+    raise UserError(f'config.transplant: {made.path}: classes {chosen}, and the source has 0 to {known - 1}, each once')
+  if (*theirs.shape[:-1], len(chosen)) != made.shape:
+    raise UserError(
+      f'config.transplant: {made.path} has shape {made.shape}; {len(chosen)} classes of {made.source} '
+      f'{tuple(theirs.shape)} do not fill it'
+    )
+  return dataclasses.replace(made, action='classes', rows=tuple(enumerate(chosen)))
+
+
+def _channels(made: Origin, theirs: Any, way: str) -> Origin:
+  """A convolution on another number of input channels."""
+  if way not in WAYS:
+    raise unknown(f'way of channels for {made.path}:', way, WAYS)
+  mine, own = made.shape, tuple(theirs.shape)
+  if len(mine) != 4 or (*mine[:2], mine[3]) != (*own[:2], own[3]):
+    raise UserError(
+      f'config.transplant: {made.path}: channels:{way} is for a convolution [h, w, in, out] whose inputs differ; '
+      f'here {mine}, the source {own}'
+    )
+  if way == 'zero' and mine[2] < own[2]:
+    raise UserError(
+      f'config.transplant: {made.path}: channels:zero adds channels, and {mine[2]} are less than {own[2]}'
+    )
+  return dataclasses.replace(made, action='channels', way=way)
+
+
+def with_channels(kernel: Any, channels: int, way: str) -> Any:
+  """A convolution's kernel [h, w, I, O] for J = `channels` inputs.
+
+  sum    K'_j = Σ_i K_i / J: on J equal channels it answers as K does on I channels equal to these
+  tile   K'_j = K_(j mod I) · I / J
+  zero   K'_j = K_j, and 0 from j = I on
+  """
+  import jax.numpy as jnp
+
+  given = kernel.shape[2]
+  if way == 'sum':
+    return jnp.repeat(kernel.sum(axis=2, keepdims=True) / channels, channels, axis=2)
+  if way == 'tile':
+    return kernel[:, :, jnp.arange(channels) % given] * (given / channels)
+  return jnp.pad(kernel, [(0, 0), (0, 0), (0, channels - given), (0, 0)])
+
+
+def _partly(origins: Sequence[Origin], rules: Sequence[tuple[str, str]]) -> list[str]:
+  """What rules of 'partial' copied and what not, by stage."""
+  notes = []
+  for pattern in (pattern for pattern, action in rules if action == 'partial'):
+    own = [
+      o for o in origins if o.kind == 'params' and next(p for p, _ in rules if paths.matches(p, o.path)) == pattern
+    ]
+    new = dict.fromkeys(paths.stage_of(o.path) for o in own if o.action == 'init')
+    come = dict.fromkeys(paths.stage_of(o.path) for o in own if o.action != 'init')
+    notes.append(
+      f'partial {pattern!r}: from the source {", ".join(come) or "nothing"}; new {", ".join(new) or "nothing"}'
+    )
+  return notes
 
 
 def _theirs(name: str, path: str, given: Mapping[str, Any], dtype: str) -> Any:
@@ -218,6 +318,12 @@ def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> d
       mine, theirs = zip(*origin.rows)
       rows = jnp.asarray(given[origin.kind][str(origin.source)])[jnp.array(theirs)]
       values[origin.kind][origin.path] = values[origin.kind][origin.path].at[jnp.array(mine)].set(rows)
+    elif origin.action == 'classes':
+      numbers = jnp.array([number for _, number in origin.rows])
+      values[origin.kind][origin.path] = jnp.asarray(given[origin.kind][str(origin.source)])[..., numbers]
+    elif origin.action == 'channels':
+      kernel = jnp.asarray(given[origin.kind][str(origin.source)])
+      values[origin.kind][origin.path] = with_channels(kernel, origin.shape[2], origin.way)
   return {kind: paths.unflatten(flat) for kind, flat in values.items()}
 
 

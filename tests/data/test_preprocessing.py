@@ -94,14 +94,29 @@ def _image_record(shape, shift):
 def test_images_take_the_numbers_but_not_the_resolution_of_the_source():
   record, notes = preprocessing.reuse(_image_record([8, 8, 1], [5.0]), _image_record([16, 16, 1], [6.0]))
   assert record == _image_record([16, 16, 1], [5.0])
-  assert notes == ["preprocessing: the source's shift and scale"]
+  assert notes == ["preprocessing: the source's shift and scale", 'images: the source saw 8×8, the target has 16×16']
 
 
-def test_images_with_other_channels_keep_their_own_numbers_and_the_report_says_so():
-  target = _image_record([8, 8, 3], [1.0, 2.0, 3.0])
-  record, notes = preprocessing.reuse(_image_record([8, 8, 1], [5.0]), target)
-  assert record == target
-  assert '3 channels and the source 1' in notes[0]
+def test_one_channel_takes_the_mean_of_the_sources_and_several_take_them_in_turn():
+  record, notes = preprocessing.reuse(_image_record([8, 8, 3], [1.0, 2.0, 6.0]), _image_record([8, 8, 1], [5.0]))
+  assert record == _image_record([8, 8, 1], [3.0]) and 'their mean for 1 channels' in notes[0]
+  source, target = _image_record([8, 8, 2], [5.0, 6.0]), _image_record([8, 8, 3], [1.0, 2.0, 3.0])
+  record, notes = preprocessing.reuse(source, target)
+  assert (
+    record == _image_record([8, 8, 3], [5.0, 6.0, 5.0])
+    and "in turn for 3 channels in place of the source's 2" in notes[0]
+  )
+
+
+def test_images_of_another_range_reach_the_network_as_the_sources_did():
+  source = {**_image_record([8, 8, 1], [4.0]), 'range': [0.0, 16.0]}
+  target = {**_image_record([8, 8, 1], [0.0]), 'range': [-1.0, 1.0]}
+  record, notes = preprocessing.reuse(source, target)
+  share = np.linspace(0, 1, 5)[:, None]  # of the range: the same brightness in both
+  theirs = preprocessing.apply(16 * share, source['shift'], source['scale'])
+  ours = preprocessing.apply(2 * share - 1, record['shift'], record['scale'])
+  np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+  assert record['range'] == [-1.0, 1.0] and 'values in -1 … 1 in place of' in notes[0]
 
 
 def test_preprocessing_of_another_kind_of_data_is_refused():

@@ -44,7 +44,7 @@ def fit(
   categorical: Literal['one_hot', 'embedding'] = 'one_hot',
   gaps: bool = False,
 ) -> Record:
-  """The record `{'kind', 'shift', 'scale', 'columns', 'input_shape'}` for training examples.
+  """The record `{'kind', 'shift', 'scale', 'columns', 'input_shape'}` for training examples, of images also 'range'.
 
   Images: the input range becomes [0, 1]; with `standardize` the pixels of each channel get mean 0 and standard
   deviation 1 instead, by the examples or, with `statistics`, by named numbers. Tables: nothing; with `standardize`
@@ -72,13 +72,14 @@ def fit(
   elif standardize:
     shifts, deviations = moments(x)
     scales = np.where(deviations > 0, deviations, scales)
-  return {
+  record = {
     'kind': info.kind,
     'shift': shifts.tolist(),
     'scale': scales.tolist(),
     'columns': list(info.columns),
     'input_shape': [int(size) for size in x.shape[1:]],
   }
+  return {**record, 'range': [float(info.low), float(info.high)]} if image else record
 
 
 def _fit_encoded(x: np.ndarray, info: Info, standardize: bool, categorical: Literal['one_hot', 'embedding']) -> Record:
@@ -131,8 +132,10 @@ def apply(x: Any, shift: Any, scale: Any) -> Any:
 def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record, list[str]]:
   """The record a target uses when it takes its source's preprocessing, and sentences for the report.
 
-  Images take the source's shift and scale if they have as many channels. Tables take those of the columns the
-  source knows by name; columns it does not know keep the target's own. Columns and input shape stay the target's.
+  Images take the source's shift and scale, in the units of their own range (a source on 0 … 1 and a target on 0 … 255),
+  and for their own number of channels: one channel takes the mean of the source's, several take them in turn. Tables
+  take those of the columns the source knows by name; columns it does not know keep the target's own. Columns and input
+  shape stay the target's.
 
   Raises:
     UserError: one is of images and the other of tables.
@@ -147,13 +150,21 @@ def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record,
     record = _merged(source.get('encoding', []), record)
   if target['kind'] == 'table':
     return record, _reuse_columns(source, record)
-  if len(source['shift']) != len(target['shift']):
-    return record, [
-      f"preprocessing: the target's own, since it has {len(target['shift'])} channels "
-      f'and the source {len(source["shift"])}'
-    ]
-  record.update(shift=list(source['shift']), scale=list(source['scale']))
-  return record, ["preprocessing: the source's shift and scale"]
+  shift, scale = np.array(source['shift']), np.array(source['scale'])
+  notes = ["preprocessing: the source's shift and scale"]
+  if 'range' in source and source['range'] != (mine := target.get('range', source['range'])):
+    (low, high), unit = source['range'], mine[1] - mine[0]
+    shift, scale = mine[0] + (shift - low) * unit / (high - low), scale * unit / (high - low)
+    notes[0] += f", for values in {mine[0]:g} … {mine[1]:g} in place of the source's {low:g} … {high:g}"
+  if len(shift) != (channels := len(target['shift'])):
+    how = 'their mean' if channels == 1 else 'in turn'
+    notes[0] += f"; {how} for {channels} channels in place of the source's {len(shift)}"
+    shift, scale = (v.mean(keepdims=True) if channels == 1 else np.resize(v, channels) for v in (shift, scale))
+  record.update(shift=shift.tolist(), scale=scale.tolist())
+  seen, own = (each.get('input_shape', [])[:2] for each in (source, target))
+  if seen and seen != own:
+    notes.append(f'images: the source saw {seen[0]}×{seen[1]}, the target has {own[0]}×{own[1]}')
+  return record, notes
 
 
 def _merged(source: Sequence[Any], target: Record) -> Record:
