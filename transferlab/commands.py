@@ -244,10 +244,19 @@ def _data_spec(spec: str, trained: Any) -> tuple[Any, str]:
 
 
 def inspect(spec: str) -> list[str]:
-  """What a run's folder, a checkpoint or an npz file holds. Raises `UserError` where it is none of these."""
-  path = Path(spec).expanduser()
-  if path.suffix == '.npz':
-    return _inspect_npz(path)
+  """What a run's folder, a checkpoint or a file of weights holds; `FILE,part=ema` takes another entry of the file.
+
+  Raises:
+    UserError: it is none of these.
+  """
+  from transferlab import pretrained
+
+  place, _, part = spec.partition(',part=')
+  path = Path(place).expanduser()
+  if pretrained.is_foreign(place):
+    from transferlab.weights import readers, report
+
+    return list(report.lines(readers.read(place, part or None)))
   from transferlab import checkpoints, paths
 
   found = checkpoints.find(spec)
@@ -263,9 +272,20 @@ def inspect(spec: str) -> list[str]:
   return lines
 
 
-def _inspect_npz(path: Path) -> list[str]:
-  from transferlab.data.npz import open_npz, read_array
+def export(workdir: Path, spec: str) -> list[str]:
+  """Writes a run's network to a file: `FILE[,names=torchvision][,which=last]`. Raises `UserError` for another spec."""
+  from transferlab import checkpoints, model
+  from transferlab.weights import export as exports
 
-  with open_npz(str(path)) as file:
-    arrays = {name: read_array(file, name, str(path)) for name in file.files}
-  return [f'{name}  {"x".join(map(str, array.shape))}  {array.dtype}' for name, array in arrays.items()]
+  place, *pairs = spec.split(',')
+  given = {key: value for key, _, value in (pair.partition('=') for pair in pairs)}
+  if odd := [key for key in given if key not in ('names', 'which')]:
+    raise unknown('key of --export:', odd[0], ['names', 'which'])
+  which = given.get('which', 'selected')
+  run_folder = model.folder_of(workdir, which)
+  path, network = checkpoints.find(str(run_folder)), experiment.load_run(run_folder).network
+  if network is None:
+    raise UserError(f'{workdir} is a baseline, which has no network')
+  variables, record = checkpoints.weights(path, which), checkpoints.progress(path)['preprocessing']
+  file = Path(place).expanduser()
+  return exports.write(file, variables, network.name, network.model_extra or {}, record, given.get('names', 'ours'))

@@ -13,7 +13,8 @@ import numpy as np
 
 from transferlab import config, folder, paths
 from transferlab.errors import Interrupted
-from transferlab.preparation import FORMAT, Prepared, Weights, prepare, start
+from transferlab.preparation import FORMAT, Prepared, prepare, start
+from transferlab.pretrained import Weights
 from transferlab.screen import Screen
 from transferlab.settings import Run
 from transferlab.training.phases import names as phase_names
@@ -54,7 +55,7 @@ def run(
     path = workdir / 'results.json'
     done = folder.read_record(path, 'tested', 'last', 'selected') if path.exists() else None
     longer = extend and (done is None or _longer(prepared, workdir))
-    folder.claim(workdir, config.resolved(settings), prepared.identity, extend=longer)
+    folder.claim(workdir, config.resolved(prepared.run), prepared.identity, extend=longer)
     if done is not None and (done['tested'] or not test) and not longer:
       screen.say(f'{workdir} is finished')
       return done

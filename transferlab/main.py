@@ -24,14 +24,16 @@ USAGE = """usage: python -m transferlab.main --config=FILE.py[:ARGUMENT] [flags]
   --extend               train a finished run longer, as the config now says
   --evaluate=SPEC        measure the run in --workdir on NAME[,key=value…][,split=NAME]
   --predict=SPEC         write a row per example: id, class, probabilities (see predictions/ in --workdir)
-  --inspect=FILE         what a run, a checkpoint or an npz file holds
+  --inspect=FILE         what a run, a checkpoint or a file of weights holds, and of which family it is
+  --export=FILE          writes the network of the run in --workdir: .safetensors, .npz, or .h5 with names=keras;
+                         FILE,names=torchvision under that origin's names
   --list=WHAT            networks, terms, data, optimizers, schedules, metrics or baselines
   --help_config          every key a config may have, with type, default and meaning
 
 exit status: 0 done, 1 a failed cell or a bug, 2 a mistake in the command or config, 3 diverged, 4 interrupted
 (the same command continues)"""
 
-VALUES = ('config', 'workdir', 'evaluate', 'predict', 'inspect', 'list')
+VALUES = ('config', 'workdir', 'evaluate', 'predict', 'inspect', 'export', 'list')
 # What the file system refuses, wherever it happens.
 OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 SWITCHES = ('dry_run', 'extend', 'help_config', 'help')
@@ -119,10 +121,13 @@ def run(command: Command) -> int:
   if 'inspect' in flags:
     print('\n'.join(commands.inspect(flags['inspect'])))
     return 0
-  if 'evaluate' in flags or 'predict' in flags:
+  if 'evaluate' in flags or 'predict' in flags or 'export' in flags:
     if 'workdir' not in flags:
-      raise UserError('--evaluate and --predict need --workdir, the folder of a run')
+      raise UserError('--evaluate, --predict and --export need --workdir, the folder of a run')
     setup()
+    if 'export' in flags:
+      print('\n'.join(commands.export(Path(flags['workdir']).expanduser(), flags['export'])))
+      return 0
     print(commands.use(Path(flags['workdir']).expanduser(), flags.get('evaluate'), flags.get('predict')))
     return 0
   if 'config' not in flags:

@@ -14,7 +14,8 @@ from transferlab.data.settings import TABLES, Data
 from transferlab.data.sources import READ, centred
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
-from transferlab.preparation import Prepared, Weights, prepare
+from transferlab.preparation import Prepared, prepare
+from transferlab.pretrained import Weights
 from transferlab.settings import Run
 
 
@@ -91,10 +92,7 @@ def load(workdir: Any, which: str = 'selected') -> Model:
   """See `transferlab.load`."""
   from transferlab import checkpoints
 
-  place = Path(workdir).expanduser()
-  if which not in ('selected', 'last'):
-    raise UserError(f"which is 'selected' or 'last', not {which!r}")
-  place = _chosen(place)
+  place = folder_of(Path(workdir).expanduser(), which)
   path = checkpoints.find(str(place))
   prepared = prepare(_without_source(experiment.load_run(place)))
   record = checkpoints.progress(path)['preprocessing']
@@ -102,8 +100,14 @@ def load(workdir: Any, which: str = 'selected') -> Model:
   return Model(dataclasses.replace(prepared, record=record), weights.variables)
 
 
-def _chosen(place: Path) -> Path:
-  """The candidate's folder where a run chose among several."""
+def folder_of(place: Path, which: str) -> Path:
+  """Where a run's weights stand: the candidate's folder where it chose among several.
+
+  Raises:
+    UserError: `which` is neither 'selected' nor 'last'.
+  """
+  if which not in ('selected', 'last'):
+    raise UserError(f"which is 'selected' or 'last', not {which!r}")
   results = place / 'results.json'
   number = folder.read_record(results).get('candidate') if results.exists() else None
   return place if number is None else place / 'candidates' / str(number)

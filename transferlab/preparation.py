@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from transferlab import config, paths, transplant
+from transferlab import config, paths, pretrained, transplant
 from transferlab.data import encoding, preprocessing
 from transferlab.data.examples import matched
 from transferlab.data.loader import Order
@@ -21,19 +21,11 @@ from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
 from transferlab.evaluation import metrics
 from transferlab.evaluation.settings import Evaluation
-from transferlab.settings import Run, Source, Target
+from transferlab.pretrained import Weights
+from transferlab.settings import Run, Target
 from transferlab.training.phases import length
 
 FORMAT = 1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-  """A source's weights: variables, the preprocessing that belongs to them, and where they come from."""
-
-  variables: dict[str, Any]
-  preprocessing: dict[str, Any]
-  origin: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +64,15 @@ class Prepared:
     if self.source is not None:
       data |= {f'source: {name}': digest for name, digest in self.source.identity['data'].items()}
     if self.weights is not None:
-      data |= {'source weights': _digest_weights(self.weights)}
+      data |= {'source weights': self._digest_weights(self.weights)}
     named = {_basename(name): digest for name, digest in data.items()}
     return {'format': FORMAT, 'config': _without_folders(config.identity(self.run)), 'data': named}
+
+  def _digest_weights(self, weights: Weights) -> str:
+    taken: dict[str, set[str]] = {'params': set(), 'stats': set()}
+    for origin in self.plan.origins if self.plan else ():
+      taken[origin.kind] |= {origin.source} if origin.source else set()
+    return pretrained.digest(weights, taken)
 
   def order(self) -> Order:
     """Which training example stands where."""
@@ -152,17 +150,37 @@ def prepare(run: Run) -> Prepared:
     if run.source is not None and run.source.data is not None
     else None
   )
-  weights = read_weights(run.source) if run.source is not None and run.source.weights is not None else None
+  weights = pretrained.read(run.source) if run.source is not None and run.source.weights is not None else None
   notes: list[str] = []
+  if weights is not None:
+    run, notes = pretrained.completed(run, weights)
   given = source.record if source is not None else weights.preprocessing if weights is not None else None
   if given is not None and run.target.preprocessing == 'source':
-    record, notes = preprocessing.reuse(given, record)
+    record, said = preprocessing.reuse(given, record)
+    notes += said
+  elif weights is not None and given is None:
+    notes.append("preprocessing: the target's own, since the weights bring none (data.statistics names others)")
   network, stretches = _network_and_phases(run, loaded, record)
   _check_sets(run, loaded, record)
-  plan = None
-  if run.source is not None and given is not None:
-    shapes = source.network.shapes() if source is not None else weights.variables  # type: ignore[union-attr]
-    plan = transplant.plan(
+  if weights is not None and run.source is not None:
+    weights = pretrained.as_network(weights, run.source, network.shapes())
+    notes = [*weights.notes, *notes]
+  plan = _plan(run, network, record, source, weights)
+  return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
+
+
+def _plan(
+  run: Run, network: Any, record: Mapping[str, Any], source: Prepared | None, weights: Weights | None
+) -> transplant.Plan | None:
+  """What the target takes from its source; None from scratch."""
+  if source is not None:
+    shapes, given = source.network.shapes(), source.record
+  elif weights is not None:
+    shapes, given = weights.variables, weights.preprocessing or {'columns': []}
+  else:
+    return None
+  try:
+    return transplant.plan(
       shapes,
       network.shapes(),
       run.transplant or transplant.DEFAULT_RULES,
@@ -170,7 +188,10 @@ def prepare(run: Run) -> Prepared:
       source_names=_row_names(given, shapes),
       target_names=_row_names(record, network.shapes()),
     )
-  return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
+  except UserError as error:
+    if weights is None or weights.contents is None:
+      raise
+    raise UserError(f'{error}\n  the weights: {weights.origin}') from None
 
 
 @functools.lru_cache(maxsize=64)
@@ -256,28 +277,6 @@ def _check_sets(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> None:
     if inputs != shape:
       raise UserError(f'config.evaluation.sets.{name}: inputs {inputs}, and those of the target are {shape}')
     matched(other.examples.arrays['label'], other.info, info, f'config.evaluation.sets.{name}')
-
-
-def read_weights(source: Source) -> Weights:
-  """The weights that a source names.
-
-  Raises:
-    UserError: nothing there, or nothing readable.
-  """
-  from transferlab import checkpoints
-
-  assert source.weights is not None
-  path = checkpoints.find(source.weights)
-  record = checkpoints.progress(path)
-  if 'preprocessing' not in record:
-    raise UserError(f'{path} holds no preprocessing record, so its weights cannot be used')
-  return Weights(checkpoints.weights(path, source.which), record['preprocessing'], str(path))
-
-
-def _digest_weights(weights: Weights) -> str:
-  from transferlab.training import partition
-
-  return config.digest({**partition.digests(weights.variables), 'preprocessing': weights.preprocessing})
 
 
 def start(prepared: Prepared, weights: Weights | None) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from transferlab import config
-from transferlab.config import OUTSIDE, Positive, Schema, Seed
+from transferlab.config import LATER, OUTSIDE, Positive, Schema, Seed
 from transferlab.data.settings import Data
 from transferlab.evaluation.baselines import Baseline
 from transferlab.evaluation.settings import Evaluation
@@ -13,6 +13,7 @@ from transferlab.training.phases import Phase
 from transferlab.training.settings import Parallel
 
 Terms = Annotated[list[dict[str, Any]], pydantic.Field(min_length=1)]
+NameRules = Annotated[list[tuple[str, str, str]], pydantic.BeforeValidator(config.tuples)]
 TransplantRules = Annotated[
   list[tuple[str, str]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)
 ]
@@ -33,7 +34,27 @@ class Source(Schema):
   objective: Terms | None = pydantic.Field(None, description='terms of pretraining; None: the usual loss of the task')
   network: NetworkSpec | None = pydantic.Field(None, description="None: the target's network, with a head of its own")
   seed: Seed | None = pydantic.Field(None, description="None: the run's seed")
-  weights: str | None = pydantic.Field(None, description='folder of a run, or of one checkpoint')
+  weights: str | None = pydantic.Field(
+    None,
+    description='folder of a run or of one checkpoint; a file of PyTorch, safetensors, Keras, npz, msgpack; '
+    'a folder of orbax; hf:ORG/NAME',
+  )
+  part: str | None = pydantic.Field(
+    None,
+    description="a file's entry to take: 'ema', 'model.state_dict'; None: the network's own",
+    json_schema_extra=LATER,
+  )
+  names: NameRules = pydantic.Field(
+    [],
+    description="what is what in a file of no known family: (their pattern, our path, layout); layouts: 'same', "
+    "'linear', 'conv', or a pattern 'o i -> i o'",
+    json_schema_extra=LATER,
+  )
+  match: Literal['names', 'shapes'] = pydantic.Field(
+    'names',
+    description='shapes: take what no rule names by its shape, where that leaves no choice',
+    json_schema_extra=LATER,
+  )
   which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of that run')
 
   @pydantic.model_validator(mode='after')
@@ -44,6 +65,8 @@ class Source(Schema):
       raise ValueError('a source with data needs phases')
     if self.weights is not None and (self.phases or self.objective or self.network):
       raise ValueError('a source with weights has no phases, objective or network of its own')
+    if self.weights is None and (self.part or self.names or self.match != 'names'):
+      raise ValueError('part, names and match are for weights, and this source has none')
     return self
 
 
@@ -80,7 +103,9 @@ class Run(Schema):
   source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
   target: Target = pydantic.Field(description='what is to be learnt')
   transplant: TransplantRules | None = pydantic.Field(
-    None, description="rules (pattern, 'copy' | 'copy:SOURCE PATH' | 'columns' | 'init'); None: all but the head"
+    None,
+    description="rules (pattern, 'copy' | 'copy:SOURCE PATH' | 'partial' | 'classes:3,7' | 'channels:sum|tile|zero' | "
+    "'columns' | 'init'); None: all but the head",
   )
   phases: list[Phase] = pydantic.Field([], description='what moves, when, and how fast')
   objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of the task')

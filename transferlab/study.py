@@ -15,7 +15,8 @@ from typing import Any
 from transferlab import config, experiment, folder
 from transferlab.cells import Candidate, Cell, Study, candidates, expand
 from transferlab.errors import Diverged, UserError
-from transferlab.preparation import Prepared, Weights, prepare, start
+from transferlab.preparation import Prepared, prepare, start
+from transferlab.pretrained import Weights
 from transferlab.screen import Screen
 from transferlab.settings import Run
 

@@ -21,6 +21,20 @@ class Inputs:
   size: int
   note: str = ''  # how images were resized, for people
 
+  def record(self, channels: int) -> dict[str, Any] | None:
+    """As the preprocessing record of a run; None for weights on other images than the published ones."""
+    if channels != len(self.shift):
+      return None
+    return {
+      'kind': 'image',
+      'shift': list(self.shift),
+      'scale': list(self.scale),
+      'columns': [],
+      'input_shape': [self.size, self.size, channels],
+      'range': [0.0, 255.0],
+      'note': self.note,
+    }
+
 
 IMAGENET = Inputs((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 224, 'shorter side 256, centre 224, bilinear')
 CAFFE = Inputs((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), 224, 'resized to 224, bilinear')

@@ -1,0 +1,191 @@
+"""From names to leaves: rules, what shapes alone decide, what is refused, and what stays unmapped is said."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from transferlab import paths
+from transferlab.errors import UserError
+from transferlab.networks import network as networks
+from transferlab.weights import layouts, mapping
+from transferlab.weights.contents import Contents, Tensor
+
+RANDOM = np.random.default_rng(0)
+
+
+def contents(metadata=None, **arrays):
+  """A file that holds these arrays."""
+  read = {name: Tensor(a.shape, a.dtype, lambda a=a: a.copy()) for name, a in arrays.items()}
+  return Contents('file.pth', 'PyTorch', read, metadata=metadata or {})
+
+
+def draw(*shape, dtype=np.float32):
+  return RANDOM.normal(size=shape).astype(dtype)
+
+
+MLP = networks.build('mlp', {'hidden': [4]}, (3,), 2)
+TORCH = {'0.weight': draw(4, 3), '0.bias': draw(4), '2.weight': draw(2, 4), '2.bias': draw(2)}
+NAMES = [
+  (r'0\.weight', 'layer1/linear/kernel', 'linear'),
+  (r'2\.weight', 'head/kernel', 'o i -> i o'),
+  (r'0\.(bias)', r'layer1/linear/\1', 'same'),
+  (r'2\.(bias)', r'head/\1', 'same'),
+]
+
+
+def _read(mapped, kind='params'):
+  return {path: np.asarray(leaf) for path, leaf in paths.flatten(mapped.variables[kind]).items()}
+
+
+# ----------------------------------------------------------------------------------------------------------- layouts
+@pytest.mark.parametrize(
+  ('layout', 'shape', 'expected'),
+  [
+    ('linear', (5, 3), lambda a: a.T),
+    ('conv', (6, 3, 2, 4), lambda a: np.moveaxis(a, [2, 3, 1, 0], [0, 1, 2, 3])),
+    ('o (c h w) -> (h w c) o, h=2, w=3', (5, 24), lambda a: a.reshape(5, 4, 2, 3).transpose(2, 3, 1, 0).reshape(24, 5)),
+    ('h w i o -> h w i o, reverse=i', (2, 2, 3, 4), lambda a: a[:, :, ::-1]),
+    ('o i h w -> h w i o, reverse=i', (4, 3, 2, 2), lambda a: a.transpose(2, 3, 1, 0)[:, :, ::-1]),
+    ('h w c m -> h w 1 (c m), m=2', (3, 3, 4, 2), lambda a: a.reshape(3, 3, 1, 8)),
+    ('1 1 i o -> i o', (1, 1, 4, 2), lambda a: a[0, 0]),
+    ('same', (3, 2), lambda a: a),
+  ],
+)
+def test_a_layout_moves_axes_as_it_says_and_back(layout, shape, expected):
+  array = draw(*shape)
+  ours = layouts.ours(array, layout)
+  np.testing.assert_array_equal(ours, expected(array))
+  np.testing.assert_array_equal(layouts.theirs(ours, layout), array)
+  assert layouts.shape(shape, layout) == ours.shape
+
+
+@pytest.mark.parametrize(
+  ('layout', 'message'),
+  [
+    ('cnov', "unknown layout 'cnov'; nearest: conv"),
+    ('o i, x -> i o', 'unknown layout'),
+    ('o i h w -> h w i o', r"layout 'o i h w -> h w i o' does not fit an array of shape \(2, 3\)"),
+    ('o i -> i', 'does not fit'),
+    ('o (c h) -> o c h', 'does not fit'),
+  ],
+)
+def test_a_layout_that_cannot_be_is_explained(layout, message):
+  with pytest.raises(UserError, match=message):
+    layouts.shape((2, 3), layout)
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+def test_three_lines_of_names_make_a_foreign_file_a_network_of_ours():
+  mapped = mapping.by_names(contents(**TORCH), NAMES, MLP.shapes())
+  found = _read(mapped)
+  np.testing.assert_array_equal(found['layer1/linear/kernel'], TORCH['0.weight'].T)
+  np.testing.assert_array_equal(found['head/kernel'], TORCH['2.weight'].T)
+  np.testing.assert_array_equal(found['head/bias'], TORCH['2.bias'])
+  assert mapped.unmapped == () and len(found) == 4
+
+
+def test_values_are_read_when_they_are_taken_and_not_before():
+  reads = []
+
+  def read():
+    reads.append(1)
+    return TORCH['0.weight']
+
+  file = Contents('x', 'PyTorch', {'0.weight': Tensor((4, 3), np.dtype('float32'), read)})
+  mapped = mapping.by_names(file, NAMES[:1], MLP.shapes())
+  leaf = mapped.variables['params']['layer1']['linear']['kernel']
+  assert (leaf.shape, leaf.origin, reads) == ((3, 4), '0.weight, o i -> i o', [])
+  np.asarray(leaf)
+  assert reads == [1]
+
+
+def test_what_no_rule_names_is_listed():
+  mapped = mapping.by_names(contents(**TORCH, extra=draw(7)), NAMES[:2], MLP.shapes())
+  assert mapped.unmapped == ('0.bias', '2.bias', 'extra')
+
+
+def test_the_first_rule_that_matches_decides():
+  rules = [(r'0\.weight', 'layer1/linear/kernel', 'linear'), (r'(0|2)\.weight', 'head/kernel', 'linear')]
+  found = _read(mapping.by_names(contents(**TORCH), rules, MLP.shapes()))
+  np.testing.assert_array_equal(found['head/kernel'], TORCH['2.weight'].T)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'message'),
+  [
+    (
+      (r'0\.wieght', 'head/kernel', 'linear'),
+      r"names\.0: pattern '0\\\\\.wieght' matches no name in file\.pth; nearest: 0\.weight",
+    ),
+    (
+      (r'0\.weight', 'layer1/linear/kernle', 'linear'),
+      'which the network does not have; nearest: layer1/linear/kernel',
+    ),
+    ((r'.*\.weight', 'head/kernel', 'linear'), r'2\.weight would become head/kernel, and so does 0\.weight'),
+    ((r'0\.weight', r'head/\2', 'linear'), 'does not fit pattern'),
+    ((r'0\.weight', 'head/kernel', 'conv'), r'file\.pth: 0\.weight to head/kernel: layout .* does not fit'),
+    ((r'0\.(weight', 'head/kernel', 'conv'), 'is not a regular expression'),
+  ],
+)
+def test_a_rule_that_does_not_fit_is_one_message(rule, message):
+  with pytest.raises(UserError, match=message):
+    mapping.by_names(contents(**TORCH), [rule], MLP.shapes())
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+def test_what_shapes_alone_decide_is_proposed_and_taken_only_when_asked():
+  file = contents(**TORCH)
+  mapped = mapping.by_names(file, NAMES[:1], MLP.shapes())
+  assert 'head/kernel' not in paths.flatten(mapped.variables['params'])
+  assert any(
+    "2.weight could be head/kernel: ('2\\\\.weight', 'head/kernel', 'linear')" in note for note in mapped.notes
+  )
+  asked = _read(mapping.by_names(file, [], MLP.shapes(), by_shape=True))
+  for ours, theirs in (('layer1/linear/kernel', '0.weight'), ('head/kernel', '2.weight'), ('head/bias', '2.bias')):
+    np.testing.assert_array_equal(asked[ours], TORCH[theirs].T)
+
+
+def test_shapes_that_leave_a_choice_decide_nothing():
+  like = networks.build('mlp', {'hidden': [3]}, (3,), 2).shapes()  # layer1's kernel is 3x3; two arrays are, too
+  file = contents(a=draw(3, 3), b=draw(3, 3), c=draw(3, 2))
+  assert mapping.proposals(file, {}, like) == {'head/kernel': ('c', 'same')}
+  twice = networks.build('mlp', {'hidden': [3, 3]}, (3,), 2).shapes()  # one array, and two leaves of its shape
+  assert mapping.proposals(contents(a=draw(3, 3)), {}, twice) == {}
+
+
+# ------------------------------------------------------------------------------------------------------------ dtypes
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_precisions_are_converted_and_the_report_says_so(dtype):
+  arrays = {name: array.astype(dtype) for name, array in TORCH.items()}
+  mapped = mapping.by_names(contents(**arrays), NAMES, MLP.shapes())
+  kernel = _read(mapped)['head/kernel']
+  assert kernel.dtype == np.float32
+  np.testing.assert_array_equal(kernel, arrays['2.weight'].astype(np.float32).T)
+  assert f'4 arrays are {np.dtype(dtype)} in the file, and are converted' in mapped.notes
+
+
+def test_whole_numbers_are_no_weights():
+  with pytest.raises(UserError, match=r'file.pth: 2.bias holds int64, which is no weight'):
+    mapping.by_names(contents(**{**TORCH, '2.bias': np.zeros(2, int)}), NAMES, MLP.shapes())
+
+
+# ---------------------------------------------------------------------------------------------------------- families
+def test_a_file_of_no_family_is_refused_with_the_way_out():
+  file = contents(**TORCH)
+  assert mapping.recognise(file) is None
+  message = str(mapping.unknown_file(file, MLP.shapes()))
+  assert 'file.pth (PyTorch, 4 arrays: 0.weight, 0.bias, 2.weight, 2.bias' in message
+  assert 'config.source.names=' in message and "('2\\\\.weight', 'head/kernel', 'linear')" in message
+
+
+def test_a_file_of_ours_in_a_later_format_is_refused():
+  said = {'transferlab': '2', 'names': 'ours', 'network': json.dumps({'name': 'mlp'}), 'preprocessing': '{}'}
+  with pytest.raises(UserError, match='has format 2; this program reads formats up to 1'):
+    mapping.recognise(contents(said, **{'params/head/kernel': draw(2, 2)}))
+
+
+def test_a_file_of_ours_that_says_nonsense_of_itself_is_refused():
+  with pytest.raises(UserError, match='what it says of itself cannot be read'):
+    mapping.recognise(contents({'transferlab': '1', 'names': 'ours', 'network': '{'}, a=draw(2)))

@@ -1,0 +1,134 @@
+"""The way back: a network's variables to a file, under our names or under those of an origin. Writes files.
+
+What is written says of itself which network it is and what preprocessing belongs to it, so that it is a source again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transferlab import config, paths
+from transferlab.errors import UserError, nearest, unknown
+from transferlab.networks import network as networks
+from transferlab.weights import layouts
+from transferlab.weights.mapping import FORMAT, OURS, origins
+
+SUFFIXES = ('.safetensors', '.npz', '.h5')
+# The order in which Keras writes a layer's arrays.
+KERAS_ORDER = (
+  *('kernel', 'depthwise_kernel', 'pointwise_kernel', 'recurrent_kernel', 'embeddings'),
+  *('gamma', 'bias', 'beta', 'moving_mean', 'moving_variance'),
+)
+
+
+def names_for(network: str) -> list[str]:
+  """The names under which a network can be written."""
+  return [OURS, *dict.fromkeys(origin.name for origin in origins() if origin.network == network)]
+
+
+def write(
+  path: Path,
+  variables: Mapping[str, Any],
+  network: str,
+  options: Mapping[str, Any],
+  preprocessing: Mapping[str, Any],
+  names: str = OURS,
+) -> list[str]:
+  """Writes a network to a file whose suffix says the format: .safetensors, .npz, or Keras' .h5.
+
+  Args:
+    variables: `{'params', 'stats'}`.
+    options: of the network's function.
+    names: 'ours', or an origin of the network: 'torchvision', 'keras'.
+
+  Returns:
+    Sentences for the user.
+
+  Raises:
+    UserError: another suffix, an origin that the network does not have, or leaves that it has no names for.
+  """
+  if path.suffix not in SUFFIXES:
+    raise UserError(f'--export={path}: the suffix says the format; nearest: {nearest(path.suffix, SUFFIXES)[0]}')
+  if names not in (known := names_for(network)):
+    raise unknown(f'names for network {network!r}:', names, known)
+  if path.suffix == '.h5' and names != 'keras':
+    way = 'add names=keras' if 'keras' in known else f'it has no names for network {network!r}; nearest: .safetensors'
+    raise UserError(f"--export={path}: .h5 is Keras' format: {way}")
+  if not path.parent.is_dir():
+    raise UserError(f'--export={path}: there is no folder {str(path.parent)!r}')
+  arrays, notes = _named(variables, network, options, names)
+  said = {
+    'transferlab': str(FORMAT),
+    'names': names,
+    'network': json.dumps({'name': network, **options}),
+    'preprocessing': json.dumps(dict(preprocessing)),
+  }
+  _write(path, arrays, said)
+  count = sum(array.size for array in arrays.values())
+  return [f'{path}: {len(arrays)} arrays, {count:,} values, names: {names}', *notes, *_inputs(preprocessing)]
+
+
+def _named(
+  variables: Mapping[str, Any], network: str, options: Mapping[str, Any], names: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """The arrays under the names asked for, in the order in which the origin has them."""
+  leaves = {kind: paths.flatten(variables.get(kind, {})) for kind in ('params', 'stats')}
+  if names == OURS:
+    return {f'{kind}/{path}': np.asarray(leaf) for kind, flat in leaves.items() for path, leaf in flat.items()}, []
+  origin = next(origin for origin in origins() if (origin.network, origin.name) == (network, names))
+  table = origin.table(config.check_options(networks.network_function(network), options, f'network {network!r}'))
+  both = {**leaves['params'], **leaves['stats']}
+  if homeless := [path for path in both if path not in table]:
+    raise UserError(f'{names} has no name for {", ".join(homeless[:3])}; names=ours writes every leaf')
+  arrays = {
+    theirs: np.ascontiguousarray(layouts.theirs(np.asarray(both[ours]), layout))
+    for ours, (theirs, layout) in table.items()
+    if ours in both
+  }
+  turned = any('reverse=' in layout for ours, (_, layout) in table.items() if ours in both)
+  return arrays, ['the first kernel takes blue, green, red, as the origin does'] if turned else []
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], said: Mapping[str, str]) -> None:
+  """Whole or not at all."""
+  partial = path.with_name(f'.{path.name}.partial{path.suffix}')
+  try:
+    if path.suffix == '.safetensors':
+      from safetensors.numpy import save_file
+
+      save_file(dict(arrays), partial, metadata=dict(said))
+    elif path.suffix == '.npz':
+      np.savez(partial, __metadata__=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
+    else:
+      from transferlab.weights import keras_export
+
+      keras_export.write(partial, _keras_layers(arrays), said)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _keras_layers(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:
+  """Layers in the order of the table, the arrays of each in Keras' order."""
+  layers: dict[str, list[tuple[str, np.ndarray]]] = {}
+  for name, array in arrays.items():
+    layer, _, weight = name.rpartition('/')
+    layers.setdefault(layer, []).append((weight, array))
+  return [(layer, sorted(own, key=lambda pair: KERAS_ORDER.index(pair[0]))) for layer, own in layers.items()]
+
+
+def _inputs(record: Mapping[str, Any]) -> list[str]:
+  """What the weights expect of images, for whoever feeds them elsewhere."""
+  if record.get('kind') != 'image':
+    return []
+  shift, scale = ([f'{value:.6g}' for value in record[name]] for name in ('shift', 'scale'))
+  bounds = ' … '.join(f'{value:g}' for value in record.get('range', ()))
+  order = ' (red, green, blue)' if len(shift) == 3 else ''
+  return [
+    f'preprocessing: (x - shift) / scale of {bounds or "the values as they are"}: shift {", ".join(shift)}; '
+    f'scale {", ".join(scale)}{order}'
+  ]

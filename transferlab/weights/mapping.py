@@ -1,0 +1,293 @@
+"""Their names to our paths: which family a file is of, or what the user's rules make of it. Pure but for reading.
+
+Values are read when a transplant takes them, and not before. What stays unmapped is listed, never dropped in silence.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from transferlab import paths
+from transferlab.errors import UserError, nearest
+from transferlab.weights import layouts
+from transferlab.weights.contents import Contents, Tensor
+from transferlab.weights.origin import SYMMETRIC, Origin, Table
+
+OURS = 'ours'
+FORMAT = 1  # of our own files (export.py); all up to this one are read
+Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
+# The files of transferlab/weights/names/.
+FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+  """A foreign array as one of ours; NumPy and jax read it when they are given it.
+
+  Attributes:
+    shape, dtype: in our layout, as our networks have it.
+    name: theirs.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  name: str
+  tensor: Tensor
+  layout: str
+
+  @property
+  def origin(self) -> str:
+    """Their name, and what is done to the array: for the report."""
+    return self.name if self.layout == 'same' else f'{self.name}, {layouts.LAYOUTS.get(self.layout, self.layout)}'
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    values = layouts.ours(self.tensor.read(), self.layout)
+    return np.ascontiguousarray(values, self.dtype if dtype is None else dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mapped:
+  """A file as variables of ours.
+
+  Attributes:
+    variables: `{'params', 'stats'}`, with a `Leaf` for every array that has a place.
+    unmapped: names that have none.
+    notes: sentences for the report.
+  """
+
+  variables: dict[str, Any]
+  unmapped: tuple[str, ...]
+  notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recognised:
+  """A file of a family that is known: the origin, and the options and outputs of the network it fits."""
+
+  origin: Origin
+  options: dict[str, Any]
+  outputs: int | None
+  mapped: Mapped
+  preprocessing: dict[str, Any] | None
+
+  def places(self) -> dict[str, str]:
+    """Our path, and the layout, of each of their names."""
+    leaves = [(path, leaf) for kind in self.mapped.variables.values() for path, leaf in paths.flatten(kind).items()]
+    return {leaf.name: path + ('' if leaf.layout == 'same' else f'  ({leaf.layout})') for path, leaf in leaves}
+
+  def __str__(self) -> str:
+    shown = ', '.join(f'{name}={value!r}' for name, value in self.options.items())
+    return f'{self.origin.network}({shown}) as {self.origin.name} writes it' + (
+      '' if self.outputs else ', without a head'
+    )
+
+
+@functools.cache
+def origins() -> tuple[Origin, ...]:
+  """Every family and origin there is."""
+  found: list[Origin] = []
+  for family in FAMILIES:
+    found += importlib.import_module(f'transferlab.weights.names.{family}').ORIGINS
+  return tuple(found)
+
+
+def recognise(contents: Contents) -> Recognised | None:
+  """Which family a file is of; None where it is none that is known.
+
+  Every name of the file has its place then, every leaf but those of a head that was left out its name, and all shapes
+  are those of our network.
+  """
+  if said := _said(contents):
+    if said['transferlab'] > FORMAT:
+      raise UserError(f'{contents.file} has format {said["transferlab"]}; this program reads formats up to {FORMAT}')
+    if said['names'] == OURS:
+      return _own(contents, said)
+  for origin in origins():
+    valueless = re.compile(origin.valueless)
+    shapes = {name: tensor.shape for name, tensor in contents.tensors.items() if not valueless.fullmatch(name)}
+    options = origin.options(shapes)
+    if options is not None and (found := _fitted(contents, origin, options)) is not None:
+      return found
+  return None
+
+
+def _said(contents: Contents) -> dict[str, Any]:
+  """What a file that export.py wrote says of itself; nothing for others.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    given = json.loads(contents.metadata.get('__metadata__', 'null')) or contents.metadata
+    if 'transferlab' not in given:
+      return {}
+    said = {name: json.loads(given[name]) for name in ('transferlab', 'network', 'preprocessing')}
+    return {**said, 'names': given['names'], 'name': said['network'].pop('name')}
+  except (KeyError, ValueError, TypeError, AttributeError) as error:
+    raise UserError(f'{contents.file}: what it says of itself cannot be read ({type(error).__name__})') from None
+
+
+def _own(contents: Contents, said: Mapping[str, Any]) -> Recognised:
+  """A file under our own names; one under an origin's names is recognised as one of that origin's."""
+  variables: dict[str, dict[str, Leaf]] = {'params': {}, 'stats': {}}
+  for name, tensor in contents.tensors.items():
+    kind, path = ('stats', name.removeprefix('stats/')) if name.startswith('stats/') else ('params', name)
+    variables[kind][path.removeprefix('params/')] = Leaf(tensor.shape, tensor.dtype, name, tensor, 'same')
+  heads = [leaf.shape[-1] for path, leaf in variables['params'].items() if paths.stage_of(path) == 'head']
+  origin = Origin('transferlab', said['name'], lambda shapes: None, lambda options: {}, SYMMETRIC)
+  mapped = Mapped({kind: paths.unflatten(flat) for kind, flat in variables.items()}, ())
+  return Recognised(origin, said['network'], heads[0] if heads else None, mapped, said['preprocessing'])
+
+
+def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Recognised | None:
+  from transferlab.networks import network as networks
+
+  table = origin.table(options)
+  present = {ours: entry for ours, entry in table.items() if entry[0] in contents.tensors}
+  if any(paths.stage_of(ours) != 'head' for ours in set(table) - set(present)):
+    return None
+  sizes = {ours: layouts.shape(contents.tensors[theirs].shape, layout) for ours, (theirs, layout) in present.items()}
+  outputs = next((shape[-1] for ours, shape in sizes.items() if paths.stage_of(ours) == 'head'), None)
+  channels = next(shape[-2] for shape in sizes.values() if len(shape) > 1)
+  size = origin.inputs.size
+  built = networks.build(origin.network, options, (size, size, channels), outputs or 1)
+  mapped = _mapped(contents, present, built.shapes(), origin.valueless)
+  like = {path: leaf for kind in built.shapes().values() for path, leaf in paths.flatten(kind).items()}
+  if any(sizes[ours] != tuple(like[ours].shape) for ours in present) or mapped.unmapped:
+    return None
+  record = _said(contents).get('preprocessing') or origin.inputs.record(channels)
+  return Recognised(origin, options, outputs, mapped, record)
+
+
+def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_shape: bool = False) -> Mapped:
+  """A file of any kind as variables of a network.
+
+  Args:
+    names: (pattern over their names, our path, layout); the first that matches decides. \\1 in a path is the
+      pattern's first group. Layouts: see layouts.py.
+    like: variables of the network, as arrays or shapes.
+    by_shape: leaves that no rule names take the array that alone has their shape, where they alone can take it.
+
+  Raises:
+    UserError: a rule matches no name, names no path of the network, or does not fit the array; or two arrays would
+      become one leaf.
+  """
+  leaves = _leaves(like)
+  table: Table = {}
+  for number, (pattern, template, layout) in enumerate(names):
+    what = f'config.source.names.{number}'
+    expression = paths.compiled(pattern)
+    hits = [name for name in contents.tensors if expression.fullmatch(name)]
+    if not hits:
+      near = ', '.join(nearest(pattern, contents.tensors))
+      raise UserError(f'{what}: pattern {pattern!r} matches no name in {contents.file}; nearest: {near}')
+    taken = {theirs for theirs, _ in table.values()}
+    for name in hits:
+      if name not in taken:
+        _enter(table, name, _expanded(expression, name, template, what), layout, leaves, what)
+  if by_shape:
+    table |= proposals(contents, table, like)
+  mapped = _mapped(contents, table, like, Origin.valueless)
+  return dataclasses.replace(mapped, notes=(*mapped.notes, *_proposed(contents, table, like)))
+
+
+def _leaves(like: Mapping[str, Any]) -> dict[str, Any]:
+  return {path: leaf for kind in ('params', 'stats') for path, leaf in paths.flatten(like.get(kind, {})).items()}
+
+
+def _expanded(expression: re.Pattern[str], name: str, template: str, what: str) -> str:
+  match = expression.fullmatch(name)
+  assert match is not None
+  try:
+    return match.expand(template)
+  except (re.error, IndexError) as error:
+    raise UserError(f'{what}: path {template!r} does not fit pattern {expression.pattern!r}: {error}') from None
+
+
+def _enter(table: Table, name: str, path: str, layout: str, leaves: Mapping[str, Any], what: str) -> None:
+  if path not in leaves:
+    near = ', '.join(nearest(path, leaves))
+    raise UserError(f'{what}: {name} would become {path}, which the network does not have; nearest: {near}')
+  if path in table:
+    raise UserError(f'{what}: {name} would become {path}, and so does {table[path][0]}')
+  table[path] = (name, layout)
+
+
+def _mapped(contents: Contents, table: Table, like: Mapping[str, Any], valueless: str) -> Mapped:
+  """The variables that a table makes of a file; their shapes may still differ from those of the network."""
+  variables: dict[str, dict[str, Leaf]] = {'params': {}, 'stats': {}}
+  stats, leaves = paths.flatten(like.get('stats', {})), _leaves(like)
+  converted: dict[str, int] = {}
+  for ours, (theirs, layout) in table.items():
+    tensor, dtype = contents.tensors[theirs], np.dtype(leaves[ours].dtype)
+    if tensor.dtype != dtype:
+      _check_kind(contents, theirs, tensor)
+      converted[str(tensor.dtype)] = converted.get(str(tensor.dtype), 0) + 1
+    try:
+      shape = layouts.shape(tensor.shape, layout)
+    except UserError as error:
+      raise UserError(f'{contents.file}: {theirs} to {ours}: {error}') from None
+    variables['stats' if ours in stats else 'params'][ours] = Leaf(shape, dtype, theirs, tensor, layout)
+  used = {theirs for theirs, _ in table.values()}
+  left = [name for name in contents.tensors if name not in used]
+  plain = tuple(name for name in left if not re.fullmatch(valueless, name))
+  notes = [f'{count} arrays are {dtype} in the file, and are converted' for dtype, count in converted.items()]
+  if len(left) > len(plain):
+    notes.append(f'{len(left) - len(plain)} names of the file carry nothing of use ({valueless})')
+  return Mapped({kind: paths.unflatten(flat) for kind, flat in variables.items()}, plain, tuple(notes))
+
+
+def _check_kind(contents: Contents, name: str, tensor: Tensor) -> None:
+  import jax.numpy as jnp
+
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise UserError(f'{contents.file}: {name} holds {tensor.dtype}, which is no weight of a network')
+
+
+def proposals(contents: Contents, table: Table, like: Mapping[str, Any]) -> Table:
+  """What shapes alone decide: a leaf and an array, both still free, that fit each other and nothing else."""
+  taken = {theirs for theirs, _ in table.values()}
+  free = {path: tuple(leaf.shape) for path, leaf in _leaves(like).items() if path not in table}
+  fits: dict[str, list[tuple[str, str]]] = {path: [] for path in free}
+  takers: dict[str, list[str]] = {}
+  for name, tensor in contents.tensors.items():
+    if name in taken:
+      continue
+    layout = _usual_layout(name, tensor.shape)
+    shape = layouts.shape(tensor.shape, layout)
+    for path in free:
+      if free[path] == shape:
+        fits[path].append((name, layout))
+        takers.setdefault(name, []).append(path)
+  return {path: found[0] for path, found in fits.items() if len(found) == 1 and len(takers[found[0][0]]) == 1}
+
+
+def _usual_layout(name: str, shape: tuple[int, ...]) -> str:
+  """torch calls its arrays weight, and writes outputs first; all others write them last."""
+  if not name.endswith('weight'):
+    return 'same'
+  return {2: 'linear', 4: 'conv'}.get(len(shape), 'same')
+
+
+def _proposed(contents: Contents, table: Table, like: Mapping[str, Any]) -> Iterator[str]:
+  for path, (name, layout) in proposals(contents, table, like).items():
+    yield f"by its shape alone {name} could be {path}: ({re.escape(name)!r}, {path!r}, {layout!r}), or match='shapes'"
+
+
+def unknown_file(contents: Contents, like: Mapping[str, Any]) -> UserError:
+  """The error for a file of no family that is known, and without rules."""
+  some = ', '.join(list(contents.tensors)[:4])
+  known = ', '.join(sorted({f'{origin.network} ({origin.name})' for origin in origins()}))
+  offers = list(_proposed(contents, {}, like))
+  return UserError(
+    f'{contents.file} ({contents.format}, {len(contents)} arrays: {some}, …) is of no family that is known ({known}); '
+    'say what is what with config.source.names=[(their pattern, our path, layout)], for example '
+    f"[({re.escape(next(iter(contents), 'name'))!r}, {next(iter(_leaves(like)), 'path')!r}, 'same')]"
+    + ''.join(f'\n  {offer}' for offer in offers)
+  )
