@@ -1,0 +1,168 @@
+"""The way back: round trips are exact to the bit, torch and Keras load what is written, mistakes are one message."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import transferlab
+from transferlab import paths
+from transferlab.errors import UserError
+from transferlab.networks import network as networks
+from transferlab.weights import export, mapping, readers
+
+RECORD = {
+  'kind': 'image',
+  'shift': [1.0, 2.0, 3.0],
+  'scale': [4.0, 5.0, 6.0],
+  'columns': [],
+  'input_shape': [32, 32, 3],
+  'range': [0.0, 255.0],
+}
+# network, options, and the origins it can be written for.
+FAMILIES = {
+  'vgg': (dict(depth=11, batch_norm=True, width=2, features=[8, 8]), (32, 32, 3), ['torchvision']),
+  'vgg plain': (dict(depth=16, width=2, features=[8, 8]), (32, 32, 3), ['torchvision', 'keras']),
+  'mobilenet': (dict(width=0.125), (32, 32, 3), ['keras']),
+  'squeezenet': (dict(head_type='convolution', ceil_mode=True), (64, 64, 3), ['torchvision', 'keras']),
+  'resnet': (dict(depth=14, width=2, shortcut='B'), (32, 32, 3), ['akamaster', 'chenyaofo']),
+}
+CASES = [(family, names) for family, (_, _, origins) in FAMILIES.items() for names in ['ours', *origins]]
+
+
+def _network(family):
+  options, shape, _ = FAMILIES[family]
+  return family.split()[0], options, networks.build(family.split()[0], options, shape, 5)
+
+
+def _drawn(network, seed=0):
+  """Variables whose activations stay of one size through the depth: rounding is not blown up."""
+  random = np.random.default_rng(seed)
+
+  def draw(path, shape):
+    name = path.rpartition('/')[2]
+    if name == 'kernel':
+      return random.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
+    return random.uniform(0.5, 1.5, shape) if name in ('var', 'scale') else 0.1 * random.normal(size=shape)
+
+  flat = {kind: paths.flatten(tree) for kind, tree in network.shapes().items()}
+  return {
+    kind: paths.unflatten({path: jnp.asarray(draw(path, leaf.shape), jnp.float32) for path, leaf in tree.items()})
+    for kind, tree in flat.items()
+  }
+
+
+def _same(found, expected):
+  for kind in ('params', 'stats'):
+    theirs, ours = paths.flatten(found[kind]), paths.flatten(expected[kind])
+    assert set(theirs) == set(ours)
+    for path, leaf in ours.items():
+      assert np.asarray(theirs[path]).tobytes() == np.asarray(leaf).tobytes(), path
+
+
+@pytest.mark.parametrize(('family', 'names'), CASES)
+@pytest.mark.parametrize('suffix', ['.safetensors', '.npz', '.h5'])
+def test_a_round_trip_is_exact_to_the_bit_and_keeps_the_preprocessing(family, names, suffix, tmp_path):
+  if suffix == '.h5' and names != 'keras':
+    pytest.skip("Keras' format has Keras' names")
+  name, options, network = _network(family)
+  variables = _drawn(network)
+  export.write(tmp_path / f'a{suffix}', variables, name, options, RECORD, names)
+  found = mapping.recognise(readers.read(str(tmp_path / f'a{suffix}')))
+  assert found.origin.name == ('transferlab' if names == 'ours' else names)
+  assert found.outputs == 5 and found.preprocessing == RECORD
+  _same(found.mapped.variables, variables)
+  assert os.listdir(tmp_path) == [f'a{suffix}']
+
+
+# ------------------------------------------------------------------------------------------------------ torch, Keras
+def _answer(network, variables, x):
+  outputs, _ = jax.jit(network.apply)(variables, x)
+  return np.asarray(outputs['head'])
+
+
+def _close(found, expected):
+  assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_torchvision_loads_what_was_written_and_answers_alike(tmp_path):
+  torch = pytest.importorskip('torch')
+  import torch_peers
+  from safetensors.torch import load_file
+
+  name, options, network = _network('squeezenet')
+  variables = _drawn(network)
+  export.write(tmp_path / 'a.safetensors', variables, name, options, RECORD, 'torchvision')
+  theirs = torch_peers.squeezenet(5)
+  theirs.load_state_dict(load_file(tmp_path / 'a.safetensors'), strict=True)
+  x = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+  with torch.no_grad():
+    expected = theirs.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+  _close(_answer(network, variables, x), expected)
+
+
+def test_keras_loads_what_was_written_and_answers_alike(tmp_path, monkeypatch):
+  monkeypatch.setenv('KERAS_BACKEND', 'jax')
+  keras = pytest.importorskip('keras')
+  options = dict(width=0.25)
+  network = networks.build('mobilenet', options, (32, 32, 3), 5)
+  variables = _drawn(network)
+  export.write(tmp_path / 'a.h5', variables, 'mobilenet', options, RECORD, 'keras')
+  theirs = keras.applications.MobileNet(alpha=0.25, weights=None, input_shape=(32, 32, 3), classes=5, dropout=0)
+  theirs.layers[-1].activation = keras.activations.linear
+  theirs.load_weights(tmp_path / 'a.h5')
+  x = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
+  found = _answer(network, variables, x)
+  probabilities = np.asarray(theirs(x))
+  _close(np.asarray(jax.nn.softmax(found)) if np.allclose(probabilities.sum(1), 1) else found, probabilities)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+def test_a_run_is_exported_and_is_a_source_again(command, trained, tmp_path):
+  done = command(f'--workdir={trained}', f'--export={tmp_path / "a.npz"}')
+  assert done.status == 0, done.err
+  assert 'a.npz: 4 arrays' in done.out and 'preprocessing: (x - shift) / scale' in done.out
+  shown = command(f'--inspect={tmp_path / "a.npz"}').out
+  assert 'recognised: mlp(hidden=[16]) as transferlab writes it, 10 outputs' in shown
+  data = dict(name='digits', shots=2, validation=2, batch_size=8)
+  run = dict(network=dict(name='mlp'), source=dict(weights=str(tmp_path / 'a.npz')), target=dict(data=data))
+  run |= dict(transplant=[('.*', 'copy')], phases=[dict(train='head', steps=1, learning_rate=0.0)])
+  transferlab.run(run, tmp_path / 'run')
+  _same(transferlab.load(tmp_path / 'run').variables, transferlab.load(trained).variables)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('a.bin', 'the suffix says the format; nearest: '),
+    ('a.npz,names=torchvision', "unknown names for network 'mlp': 'torchvision'; nearest: ours"),
+    ('a.h5', "Keras' format: it has no names for network 'mlp'"),
+    ('nowhere/a.npz', 'there is no folder'),
+    ('a.npz,name=ours', "unknown key of --export: 'name'; nearest: names"),
+    ('a.npz,which=best', "which is 'selected' or 'last', not 'best'"),
+  ],
+)
+def test_a_mistaken_export_is_one_message(command, trained, tmp_path, spec, message):
+  done = command(f'--workdir={trained}', f'--export={tmp_path}/{spec}')
+  assert done.status == 2 and message in done.err and done.err.count('error: ') == 1, done.err
+  assert not list(tmp_path.rglob('*.*'))
+
+
+def test_leaves_that_an_origin_has_no_name_for_are_named(tmp_path):
+  options = dict(depth=8, width=1, features=4)
+  network = networks.build('resnet', options, (8, 8, 3), 2)
+  variables = _drawn(network)
+  with_own = {**variables, 'params': {**variables['params'], 'extra': {'kernel': np.zeros(2)}}}
+  with pytest.raises(UserError, match='akamaster has no name for extra/kernel; names=ours writes every leaf'):
+    export.write(tmp_path / 'a.npz', with_own, 'resnet', options, RECORD, 'akamaster')
+
+
+def test_what_is_written_says_what_it_is(tmp_path):
+  name, options, network = _network('resnet')
+  export.write(tmp_path / 'a.safetensors', _drawn(network), name, options, RECORD)
+  said = readers.read(str(tmp_path / 'a.safetensors')).metadata
+  assert json.loads(said['network']) == {'name': 'resnet', **options}
+  assert json.loads(said['preprocessing']) == RECORD
