@@ -11,16 +11,21 @@ import math
 import os
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from transferlab import cells, config
 from transferlab.errors import UserError
+from transferlab.networks import network as networks
 from transferlab.preparation import prepare
 from transferlab.settings import Run
+from transferlab.weights import export
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('experiments/*.py')])
-FETCHED = [file for file in SHIPPED if any(word in file.read_text() for word in ('tfds:', 'TRANSFERLAB_DATA'))]
+WORDS = ('tfds:', 'TRANSFERLAB_DATA', 'folder:data/', 'weights/')
+FETCHED = [file for file in SHIPPED if any(word in file.read_text() for word in WORDS)]
 REMOVED = object()
 WRONG_TYPES = {str: 7, list: {'seven': 7}}  # all else becomes a string
 VALUES = {
@@ -36,8 +41,30 @@ VALUES = {
 MUTATIONS = ['misspelt', *VALUES]
 
 
+DATA = os.environ.get('TRANSFERLAB_TEST_DATA', 'unset')
+# What stands here for what configs name.
+STAND_INS = {
+  'tfds:cifar10': 'tfds:cifar10_jpeg',
+  'folder:data/hymenoptera_data': f'folder:{DATA}/images/hymenoptera',
+  'folder:data/cats_and_dogs_filtered': f'folder:{DATA}/images/hymenoptera',
+  'weights/mobilenet_2_5_224_tf.h5': f'{DATA}/weights/mobilenet_v1_025_224.safetensors',
+  'weights/resnet20-12fca82f.th': f'{DATA}/weights/cifar10_resnet20.th',
+  'weights/squeezenet_v1.1_weights_tf_dim_ordering_tf_kernels_notop.h5': f'{DATA}/weights/squeezenet_v1_1_notop.h5',
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def vgg_file(tmp_path_factory):
+  """A VGG16 of a sixteenth of the width, of zeros, in torchvision's names."""
+  options, path = dict(depth=16, width=4, features=[8, 8]), tmp_path_factory.mktemp('weights') / 'vgg16.safetensors'
+  network = networks.build('vgg', options, (32, 32, 3), 3)
+  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.shapes())
+  export.write(path, zeros, 'vgg', options, {}, 'torchvision')
+  STAND_INS['weights/vgg16-397923af.pth'] = str(path)
+
+
 def read(spec):
-  """A shipped config, on CIFAR-10 as JPEG where it names CIFAR-10, and its docstring."""
+  """A shipped config, with what is at hand in place of what has to be fetched, and its docstring."""
   values, docstring = config.read(spec)
   return at_hand(values), docstring
 
@@ -47,7 +74,7 @@ def at_hand(node):
     return {name: at_hand(value) for name, value in node.items()}
   if isinstance(node, (list, tuple)):
     return type(node)(map(at_hand, node))
-  return 'tfds:cifar10_jpeg' if node == 'tfds:cifar10' else node
+  return STAND_INS.get(node, node) if isinstance(node, str) else node
 
 
 def keys(node, path=()):

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float
 
 from transferlab.config import Positive, Share
 from transferlab.networks import layers
-from transferlab.networks.mlp import Dense
 from transferlab.networks.network import Network, network
 from transferlab.networks.resnet import KAIMING, Pool
+from transferlab.networks.vgg import dense_layers
 
 STEM = 32
 # Filters of each block's pointwise convolution, and the stride of its depthwise one, at width 1.
@@ -37,7 +37,7 @@ class Block(nnx.Module):
   """A 3×3 convolution within each channel, then a 1×1 convolution across them; BatchNorm and ReLU6 after both."""
 
   def __init__(self, inputs: int, outputs: int, strides: int, rngs: nnx.Rngs):
-    # Keras puts the zero behind at stride 2, where 'SAME' has none before either: but for even sides only.
+    # At stride 2 Keras puts a zero behind, always; 'SAME' puts one before as well where the side is odd.
     padding = 1 if strides == 1 else ((0, 1), (0, 1))
     self.depthwise = layers.DepthwiseConv(inputs, strides=strides, padding=padding, rngs=rngs, kernel_init=KAIMING)
     self.depthwise_norm = batch_norm(inputs)
@@ -47,6 +47,14 @@ class Block(nnx.Module):
   def __call__(self, x: Float[Array, 'batch height width inputs']) -> Float[Array, 'batch rows columns outputs']:
     x = nnx.relu6(self.depthwise_norm(self.depthwise(x)))
     return nnx.relu6(self.pointwise_norm(self.pointwise(x)))
+
+
+def extent(pixels: int, blocks: int) -> int:
+  """The side of the map after so many blocks."""
+  pixels = -(-pixels // 2)
+  for _, strides in BLOCKS[:blocks]:
+    pixels //= strides
+  return pixels
 
 
 def mobilenet(
@@ -69,14 +77,7 @@ def mobilenet(
   Raises:
     UserError: inputs that are no images, or so small that nothing is left of them (below 31 pixels for all blocks).
   """
-
-  def extent(pixels: int) -> int:
-    pixels = -(-pixels // 2)
-    for _, strides in BLOCKS[:blocks]:
-      pixels //= strides
-    return pixels
-
-  layers.check_images('mobilenet', input_shape, extent)
+  layers.check_images('mobilenet', input_shape, lambda pixels: extent(pixels, blocks))
 
   def create(rngs: nnx.Rngs) -> dict:
     inputs = int(STEM * width)
@@ -86,9 +87,7 @@ def mobilenet(
       stages[f'block{number}'] = Block(inputs, channels, strides, rngs)
       inputs = channels
     stages['pool'] = Pool(dropout)
-    for number, size in enumerate(features, 1):
-      stages[f'dense{number}'] = Dense(inputs, size, dropout, rngs)
-      inputs = size
-    return {**stages, 'head': layers.head(inputs, outputs, rngs)}
+    stages |= dense_layers(inputs, features, dropout, rngs)
+    return {**stages, 'head': layers.head([inputs, *features][-1], outputs, rngs)}
 
   return network(create)

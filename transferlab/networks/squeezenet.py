@@ -69,6 +69,14 @@ class ClassMaps(nnx.Linear):
     return nnx.relu(super().__call__(self.dropout(inputs))).mean(axis=(1, 2))
 
 
+def extent(pixels: int, blocks: int, padding: int, ceil_mode: bool) -> int:
+  """The side of the map after so many fire modules."""
+  pixels = layers.pooled_extent(pixels + 2 * padding, 3, 2)
+  for _ in [1, *(number for number in POOLED if number < blocks + 2)]:
+    pixels = layers.pooled_extent(pixels, 3, 2, ceil_mode=ceil_mode)
+  return pixels
+
+
 def squeezenet(
   input_shape: tuple[int, ...],
   outputs: int | dict[str, int],
@@ -94,14 +102,7 @@ def squeezenet(
   Raises:
     UserError: inputs that are no images, or so small that nothing is left of them.
   """
-
-  def extent(pixels: int) -> int:
-    pixels = layers.pooled_extent(pixels + 2 * padding, 3, 2)
-    for _ in [1, *(number for number in POOLED if number < blocks + 2)]:
-      pixels = layers.pooled_extent(pixels, 3, 2, ceil_mode=ceil_mode)
-    return pixels
-
-  layers.check_images('squeezenet', input_shape, extent)
+  layers.check_images('squeezenet', input_shape, lambda pixels: extent(pixels, blocks, padding, ceil_mode))
 
   def create(rngs: nnx.Rngs) -> dict:
     stages: dict = {'stem': Stem(input_shape[-1], padding, ceil_mode, rngs)}

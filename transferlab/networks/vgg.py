@@ -1,5 +1,7 @@
 """The VGG family (Simonyan and Zisserman 2014, table 1): block1, …, block5, pool, dense1, dense2, …, head."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -49,6 +51,12 @@ def mean(x: Float[Array, 'batch height width channels']) -> Float[Array, 'batch 
   return x.mean(axis=(1, 2))
 
 
+def dense_layers(inputs: int, features: Sequence[int], dropout: float, rngs: nnx.Rngs) -> dict[str, Dense]:
+  """Stages dense1, dense2, …."""
+  pairs = itertools.pairwise([inputs, *features])
+  return {f'dense{number}': Dense(*pair, dropout, rngs) for number, pair in enumerate(pairs, 1)}
+
+
 def vgg(
   input_shape: tuple[int, ...],
   outputs: int | dict[str, int],
@@ -68,8 +76,7 @@ def vgg(
     batch_norm: BatchNorm after each convolution.
     width: channels of the first block; the next three double it, the fifth keeps.
     blocks: how many of the five blocks there are: fewer are the first part of the network (partial depth).
-    pool: 'flatten': the whole map of 7×7 places (of images of another size than 224 averaged to that);
-      'average': the mean over all places.
+    pool: 'flatten': all places of the map (averaged to 7×7, which 224 pixels give); 'average': their mean.
     features: width of each dense layer with ReLU between pool and head; [] for none.
     dropout: share of each dense layer's features that is dropped in training.
 
@@ -82,14 +89,11 @@ def vgg(
     stages: dict = {}
     inputs = input_shape[-1]
     for number, convolutions in enumerate(CONVOLUTIONS[depth][:blocks], 1):
-      channels = width * WIDTHS[number - 1]
-      stages[f'block{number}'] = Block(inputs, channels, convolutions, batch_norm, rngs)
-      inputs = channels
+      block = Block(inputs, inputs := width * WIDTHS[number - 1], convolutions, batch_norm, rngs)
+      stages[f'block{number}'] = block
     stages['pool'] = flat_grid if pool == 'flatten' else mean
     inputs *= GRID**2 if pool == 'flatten' else 1
-    for number, size in enumerate(features, 1):
-      stages[f'dense{number}'] = Dense(inputs, size, dropout, rngs)
-      inputs = size
-    return {**stages, 'head': layers.head(inputs, outputs, rngs)}
+    stages |= dense_layers(inputs, features, dropout, rngs)
+    return {**stages, 'head': layers.head([inputs, *features][-1], outputs, rngs)}
 
   return network(create)
