@@ -86,6 +86,28 @@ def test_three_lines_of_names_make_a_foreign_file_a_network_of_ours():
   assert mapped.unmapped == () and len(found) == 4
 
 
+def test_a_line_for_each_layer_is_enough():
+  lines = [('0', 'layer1/linear', 'linear'), ('2', 'head', 'linear')]
+  found = _read(mapping.by_names(contents(**TORCH), lines, MLP.shapes()))
+  assert set(found) == {'layer1/linear/kernel', 'layer1/linear/bias', 'head/kernel', 'head/bias'}
+  for ours, theirs in (('layer1/linear/kernel', '0.weight'), ('head/kernel', '2.weight'), ('head/bias', '2.bias')):
+    np.testing.assert_array_equal(found[ours], TORCH[theirs].T)
+
+
+def test_a_line_for_a_layer_finds_statistics_and_one_line_may_name_many_layers():
+  network = networks.build('convnet', {'width': 4, 'blocks': 2, 'batch_norm': True, 'features': 3}, (8, 8, 1), 2)
+  arrays = {}
+  for number, (inputs, outputs) in enumerate([(1, 4), (4, 8)], 1):
+    arrays |= {f'conv{number}.weight': draw(outputs, inputs, 3, 3), f'conv{number}.bias': draw(outputs)}
+    arrays |= {f'bn{number}.{part}': draw(outputs) for part in ('weight', 'bias', 'running_mean', 'running_var')}
+  lines = [(r'conv(\d)', r'block\1/conv', 'conv'), (r'bn(\d)', r'block\1/norm', 'same')]
+  mapped = mapping.by_names(contents(**arrays), lines, network.shapes())
+  assert mapped.unmapped == () and set(_read(mapped, 'stats')) == set(paths.flatten(network.shapes()['stats']))
+  np.testing.assert_array_equal(_read(mapped)['block2/norm/scale'], arrays['bn2.weight'])
+  np.testing.assert_array_equal(_read(mapped, 'stats')['block1/norm/var'], arrays['bn1.running_var'])
+  np.testing.assert_array_equal(_read(mapped)['block2/conv/kernel'], arrays['conv2.weight'].transpose(2, 3, 1, 0))
+
+
 def test_values_are_read_when_they_are_taken_and_not_before():
   reads = []
 

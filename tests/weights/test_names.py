@@ -4,8 +4,6 @@ Outputs agree within 1e-4 of the largest; what is of another family is taken for
 """
 
 import functools
-import importlib.util
-import itertools
 import os
 import re
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 from jax import lax
 
@@ -69,152 +68,52 @@ def _images(*shape):
 
 
 # ------------------------------------------------------------------------------------------------ PyTorch's models
-@functools.cache
-def _torchvision():
-  """torchvision, also where it was installed without its compiled operators: they are declared first."""
-  torch, spec = pytest.importorskip('torch'), importlib.util.find_spec('torchvision')
-  if spec is None:
-    pytest.skip('torchvision is not installed')
-  try:
-    import torchvision.models as models
-  except RuntimeError:
-    files = Path(spec.origin).parent.rglob('*.py')
-    names = sorted({name for file in files for name in re.findall(r'torchvision::(\w+)', file.read_text())})
-    library = torch.library.Library('torchvision', 'DEF')
-    for name in names:
-      library.define(f'{name}(Tensor x) -> Tensor')
-    _torchvision.library = library  # lives as long as its operators do
-    import torchvision.models as models
-  return models
-
-
-def _torch_random(model, seed=0):
-  """Random weights and statistics, which keep the size of what passes through."""
-  torch = pytest.importorskip('torch')
-  random = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for name, value in model.state_dict().items():
-      if value.ndim > 1:
-        value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=random)
-      elif not name.endswith('num_batches_tracked'):
-        value.normal_(0, 0.3, generator=random) if name.endswith(('bias', 'mean')) else value.uniform_(
-          0.5, 1.5, generator=random
-        )
-  return model.eval()
-
-
-def _torch_arrays(model):
-  return {name: value.numpy() for name, value in model.state_dict().items()}
-
-
-def _torch_run(model, x):
-  torch = pytest.importorskip('torch')
-  with torch.no_grad():
-    found = model(torch.tensor(np.moveaxis(x, -1, 1).copy())).numpy()
-  return np.moveaxis(found, 1, -1) if found.ndim == 4 else found
-
-
-def _torch_vgg(depth, batch_norm, width, features, classes):
-  """torchvision's own VGG, with fewer channels and a smaller classifier."""
-  torch, models = pytest.importorskip('torch'), _torchvision()
-  name = {11: 'A', 13: 'B', 16: 'D', 19: 'E'}[depth]
-  channels = [entry if entry == 'M' else entry * width // 64 for entry in models.vgg.cfgs[name]]
-  with torch.device('meta'):
-    model = models.vgg.VGG(models.vgg.make_layers(channels, batch_norm), init_weights=False)
-  nn = torch.nn
-  dense = [
-    (nn.Linear(*pair), nn.ReLU(), nn.Dropout()) for pair in itertools.pairwise([49 * 8 * width, *features, classes])
-  ]
-  model.classifier = nn.Sequential(*itertools.chain(*dense))[:-2]
-  return _torch_random(model.to_empty(device='cpu'))
-
-
 @pytest.mark.parametrize(
   ('depth', 'batch_norm', 'side'),
   [(11, False, 64), (13, True, 32), (16, False, 224), (16, True, 96), (19, False, 40), (19, True, 33)],
 )
 def test_vgg_gives_what_torchvision_gives(depth, batch_norm, side):
-  model = _torch_vgg(depth, batch_norm, 4, [12, 10], 5)
+  model = peers.torch_vgg(depth, batch_norm, 4, [12, 10], 5)
   x = _images(1, side, side, 3)
   options = dict(depth=depth, batch_norm=batch_norm, width=4, pool='flatten', features=[12, 10])
-  _, ours = _network(_torch_arrays(model), x.shape[1:], expect=('vgg', 'torchvision'), options=options)
+  _, ours = _network(peers.torch_arrays(model), x.shape[1:], expect=('vgg', 'torchvision'), options=options)
   outputs = ours(x)
-  _close(outputs['block5'], _torch_run(model.features, x))
-  _close(outputs['head'], _torch_run(model, x))
+  _close(outputs['block5'], peers.torch_run(model.features, x))
+  _close(outputs['head'], peers.torch_run(model, x))
 
 
 def test_vgg_without_its_classifier_gives_the_features_that_torchvision_gives():
-  model = _torch_vgg(13, False, 4, [], 5)
-  arrays = {name: value for name, value in _torch_arrays(model).items() if name.startswith('features')}
+  model = peers.torch_vgg(13, False, 4, [], 5)
+  arrays = {name: value for name, value in peers.torch_arrays(model).items() if name.startswith('features')}
   x = _images(2, 64, 48, 3)
   options = dict(depth=13, batch_norm=False, width=4, pool='average', features=[])
   _, ours = _network(arrays, x.shape[1:], expect=('vgg', 'torchvision'), options=options)
-  _close(ours(x)['pool'], _torch_run(model.features, x).mean((1, 2)))
+  _close(ours(x)['pool'], peers.torch_run(model.features, x).mean((1, 2)))
 
 
 def test_the_first_blocks_of_a_vgg_are_a_vgg_of_fewer_blocks():
-  model = _torch_vgg(16, False, 4, [], 5)
+  model = peers.torch_vgg(16, False, 4, [], 5)
   arrays = {
-    name: value for name, value in _torch_arrays(model).items() if re.match(r'features\.\d\.|features\.1[0-4]', name)
+    name: value
+    for name, value in peers.torch_arrays(model).items()
+    if re.match(r'features\.\d\.|features\.1[0-4]', name)
   }
   x = _images(1, 32, 32, 3)
   options = dict(depth=16, batch_norm=False, width=4, pool='average', features=[], blocks=3)
   _, ours = _network(arrays, x.shape[1:], expect=('vgg', 'torchvision'), options=options)
-  _close(ours(x)['block3'], _torch_run(model.features[:17], x))
+  _close(ours(x)['block3'], peers.torch_run(model.features[:17], x))
 
 
 @pytest.mark.parametrize('side', [64, 51, 36])
 def test_squeezenet_gives_what_torchvision_gives_where_windows_do_not_fill_the_border_too(side):
-  model = _torch_random(_torchvision().squeezenet1_1(num_classes=7))
+  model = peers.torch_random(peers.torchvision().squeezenet1_1(num_classes=7))
   x = _images(2, side, side, 3)
   options = dict(ceil_mode=True, head_type='convolution')
-  _, ours = _network(_torch_arrays(model), x.shape[1:], expect=('squeezenet', 'torchvision'), options=options)
+  _, ours = _network(peers.torch_arrays(model), x.shape[1:], expect=('squeezenet', 'torchvision'), options=options)
   outputs = ours(x)
-  _close(outputs['fire3'], _torch_run(model.features[:6], x))
-  _close(outputs['fire9'], _torch_run(model.features, x))
-  _close(outputs['head'], _torch_run(model, x))
-
-
-def _torch_resnet(depth, width, option, shortcut, head):
-  """A CIFAR ResNet in PyTorch; `shortcut` and `head` are the names of the projection and the last layer."""
-  torch = pytest.importorskip('torch')
-  nn, functional = torch.nn, torch.nn.functional
-
-  class Block(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-      super().__init__()
-      self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-      self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-      self.extra = outputs - inputs
-      if self.extra and option == 'B':
-        setattr(
-          self, shortcut, nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        )
-
-    def forward(self, x):
-      y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-      if self.extra and option == 'B':
-        x = getattr(self, shortcut)(x)
-      elif self.extra:
-        x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
-      return torch.relu(x + y)
-
-  class Net(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.conv1, self.bn1, channels = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), width
-      for group in range(3):
-        outputs, more = width * 2**group, (depth - 2) // 6 - 1
-        blocks = [Block(channels, outputs, 2 if group else 1), *(Block(outputs, outputs, 1) for _ in range(more))]
-        setattr(self, f'layer{group + 1}', nn.Sequential(*blocks))
-        channels = outputs
-      setattr(self, head, nn.Linear(channels, 6))
-
-    def forward(self, x):
-      x = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
-      return getattr(self, head)(x.mean((2, 3)))
-
-  return _torch_random(Net())
+  _close(outputs['fire3'], peers.torch_run(model.features[:6], x))
+  _close(outputs['fire9'], peers.torch_run(model.features, x))
+  _close(outputs['head'], peers.torch_run(model, x))
 
 
 @pytest.mark.parametrize(
@@ -222,11 +121,11 @@ def _torch_resnet(depth, width, option, shortcut, head):
 )
 @pytest.mark.parametrize(('depth', 'option'), [(8, 'A'), (20, 'B')])
 def test_a_cifar_resnet_gives_what_its_pytorch_model_gives(name, shortcut, head, depth, option):
-  model = _torch_resnet(depth, 4, option, shortcut, head)
+  model = peers.torch_resnet(depth, 4, option, shortcut, head)
   x = _images(2, 16, 15, 3)
   options = dict(depth=depth, width=4, shortcut=option)
-  _, ours = _network(_torch_arrays(model), x.shape[1:], expect=('resnet', name), options=options)
-  _close(ours(x)['head'], _torch_run(model, x))
+  _, ours = _network(peers.torch_arrays(model), x.shape[1:], expect=('resnet', name), options=options)
+  _close(ours(x)['head'], peers.torch_run(model, x))
 
 
 OTHERS = 'resnet50 resnet18 alexnet squeezenet1_0 mobilenet_v2 densenet121 googlenet mnasnet0_5 vit_b_16'
@@ -234,7 +133,7 @@ OTHERS = 'resnet50 resnet18 alexnet squeezenet1_0 mobilenet_v2 densenet121 googl
 
 @pytest.mark.parametrize('name', OTHERS.split())
 def test_other_families_of_torchvision_are_taken_for_none_of_these(name):
-  torch, models = pytest.importorskip('torch'), _torchvision()
+  torch, models = pytest.importorskip('torch'), peers.torchvision()
   options = {'init_weights': False} if name == 'googlenet' else {}
   with torch.device('meta'):
     state = getattr(models, name)(**options).state_dict()
@@ -242,42 +141,19 @@ def test_other_families_of_torchvision_are_taken_for_none_of_these(name):
 
 
 # -------------------------------------------------------------------------------------------------- Keras' models
-@functools.cache
-def _keras():
-  os.environ.setdefault('KERAS_BACKEND', 'jax')
-  return pytest.importorskip('keras')
-
-
-def _keras_random(model):
-  for weight in model.weights:
-    if len(weight.shape) > 1:
-      inputs = np.prod(weight.shape[: 2 if '_dw_' in weight.path else -1])
-      weight.assign(RANDOM.normal(0, (2 / inputs) ** 0.5, weight.shape))
-    else:
-      low, high = (0.5, 1.5) if 'variance' in weight.path or 'gamma' in weight.path else (-0.3, 0.3)
-      weight.assign(RANDOM.uniform(low, high, weight.shape))
-  return {weight.path: np.asarray(weight) for weight in model.weights}
-
-
-def _keras_run(model, x, *names):
-  outputs = [model.get_layer(name).output for name in names]
-  both = _keras().Model(model.input, [*outputs, model.output])
-  return jax.jit(lambda x: both(x, training=False))(x)
-
-
 @pytest.mark.parametrize(
   ('shape', 'alpha', 'depthwise'), [((64, 64, 3), 0.25, 'kernel'), ((75, 61, 3), 0.35, 'depthwise_kernel')]
 )
 def test_mobilenet_gives_what_keras_gives_at_odd_sides_too(shape, alpha, depthwise):
-  model = _keras().applications.MobileNet(shape, alpha, weights=None, classes=7, classifier_activation=None)
+  model = peers.keras().applications.MobileNet(shape, alpha, weights=None, classes=7, classifier_activation=None)
   arrays = {
     re.sub(r'(?<=conv_dw_)(\d+)/kernel', rf'\1/{depthwise}', name): value
-    for name, value in _keras_random(model).items()
+    for name, value in peers.keras_random(model).items()
   }
   x = _images(2, *shape)
   name = {'kernel': 'keras', 'depthwise_kernel': 'keras2'}[depthwise]
   _, ours = _network(arrays, shape, expect=('mobilenet', name), options={'width': alpha})
-  early, late, logits = _keras_run(model, x, 'conv_pw_2_relu', 'conv_pw_13_relu')
+  early, late, logits = peers.keras_run(model, x, 'conv_pw_2_relu', 'conv_pw_13_relu')
   outputs = ours(x)
   _close(outputs['block2'], early)
   _close(outputs['block13'], late)
@@ -285,8 +161,8 @@ def test_mobilenet_gives_what_keras_gives_at_odd_sides_too(shape, alpha, depthwi
 
 
 def test_mobilenet_under_the_numbers_that_keras_gives_to_layers_without_names():
-  model = _keras().applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=7, classifier_activation=None)
-  arrays = _keras_random(model)
+  model = peers.keras().applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=7, classifier_activation=None)
+  arrays = peers.keras_random(model)
   order = [layer for layer in model.layers if layer.weights]
   kinds = {'Conv2D': 'conv2d', 'BatchNormalization': 'batch_normalization', 'DepthwiseConv2D': 'depthwise_conv2d'}
   names = dict(zip((layer.name for layer in order), numbered(kinds[type(layer).__name__] for layer in order)))
@@ -295,29 +171,7 @@ def test_mobilenet_under_the_numbers_that_keras_gives_to_layers_without_names():
   }
   x = _images(2, 32, 32, 3)
   _, ours = _network(renamed, x.shape[1:], expect=('mobilenet', 'keras_numbered'), options={'width': 0.25})
-  _close(ours(x)['head'], _keras_run(model, x, 'conv_pw_13_relu')[-1])
-
-
-def _keras_vgg(depth, width, side, features, *, named):
-  """Keras' VGG of fewer channels: its own has no such option."""
-  keras = _keras()
-  keras.backend.clear_session()
-  call = lambda name: {'name': name} if named else {}
-  x = inputs = keras.Input((side, side, 3))
-  for block, count in enumerate({16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth], 1):
-    for number in range(1, count + 1):
-      filters = width * min(2 ** (block - 1), 8)
-      convolution = keras.layers.Conv2D(
-        filters, 3, padding='same', activation='relu', **call(f'block{block}_conv{number}')
-      )
-      x = convolution(x)
-    x = keras.layers.MaxPooling2D(2, name=f'block{block}_pool')(x)
-  if features:
-    x = keras.layers.Flatten()(x)
-    for number, size in enumerate(features, 1):
-      x = keras.layers.Dense(size, activation='relu', **call(f'fc{number}'))(x)
-    x = keras.layers.Dense(5, **call('predictions'))(x)
-  return keras.Model(inputs, x)
+  _close(ours(x)['head'], peers.keras_run(model, x, 'conv_pw_13_relu')[-1])
 
 
 @pytest.mark.parametrize(
@@ -325,19 +179,28 @@ def _keras_vgg(depth, width, side, features, *, named):
   [(16, 224, [6, 4], True), (19, 64, [], True), (19, 224, [6, 4], False), (16, 64, [], False)],
 )
 def test_vgg_gives_for_red_green_blue_what_keras_gives_for_blue_green_red(depth, side, features, named):
-  model = _keras_vgg(depth, 2, side, features, named=named)
-  arrays = _keras_random(model)
+  model = peers.keras_vgg(depth, 2, side, features, named=named)
+  arrays = peers.keras_random(model)
   x = _images(1, side, side, 3)
   options = dict(depth=depth, batch_norm=False, width=2, pool='flatten' if features else 'average', features=features)
   name = 'keras' if named else 'keras_numbered'
   _, ours = _network(arrays, x.shape[1:], expect=('vgg', name), options=options)
-  maps, last = _keras_run(model, np.ascontiguousarray(x[..., ::-1]), 'block5_pool')
+  maps, last = peers.keras_run(model, np.ascontiguousarray(x[..., ::-1]), 'block5_pool')
   outputs = ours(x)
   _close(outputs['block5'], maps)
   if features:
     _close(outputs['head'], last)
   else:
     _close(outputs['pool'], last.mean((1, 2)))
+
+
+def test_squeezenet_gives_for_red_green_blue_what_keras_gives_for_blue_green_red():
+  model = peers.keras_squeezenet(63, 5)
+  arrays = peers.slashed(peers.keras_random(model))
+  x = _images(2, 63, 63, 3)
+  options = dict(ceil_mode=False, head_type='convolution')
+  _, ours = _network(arrays, x.shape[1:], expect=('squeezenet', 'keras'), options=options)
+  _close(ours(x)['head'], peers.keras_run(model, np.ascontiguousarray(x[..., ::-1])))
 
 
 # --------------------------------------------------------------------------------------------------- real weights
@@ -350,28 +213,6 @@ def _data():
 
 def _standardised(image, inputs):
   return (image.astype(np.float32) - np.float32(inputs.shift)) / np.float32(inputs.scale)
-
-
-def test_the_cifar_resnet_20_of_the_paper_gives_its_reference_logits_and_features():
-  torch = pytest.importorskip('torch')
-  held = torch.load(_data() / 'cifar10_resnet20.th', map_location='cpu')['state_dict']
-  arrays = {name.removeprefix('module.'): value.numpy() for name, value in held.items()}
-  options = dict(depth=20, width=16, shortcut='A')
-  origin, ours = _network(arrays, (32, 32, 3), expect=('resnet', 'akamaster'), options=options)
-  with np.load(_data() / 'cifar10_resnet20_reference.npz') as reference:
-    outputs = ours(_standardised(reference['image'][:64], origin.inputs))
-    _close(outputs['head'], reference['logits'][:64])
-    _close(outputs['pool'], reference['features'][:64])
-
-
-def test_the_mobilenet_of_imagenet_gives_its_reference_logits_and_features():
-  numpy = pytest.importorskip('safetensors.numpy')
-  arrays = numpy.load_file(_data() / 'mobilenet_v1_025_224.safetensors')
-  origin, ours = _network(arrays, (224, 224, 3), expect=('mobilenet', 'keras2'), options={'width': 0.25})
-  with np.load(_data() / 'mobilenet_v1_025_224_reference.npz') as reference:
-    outputs = ours(_standardised(reference['image'][:4], origin.inputs))
-    _close(outputs['head'], reference['logits'][:4])
-    _close(outputs['pool'], reference['features'][:4])
 
 
 def test_the_squeezenet_of_imagenet_sees_blue_green_red_and_gives_512_features():

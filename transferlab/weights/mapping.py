@@ -20,6 +20,18 @@ from transferlab.weights.contents import Contents, Tensor
 from transferlab.weights.origin import SYMMETRIC, Origin, Table
 
 OURS = 'ours'
+# What others call the leaves of a layer.
+LEAVES = {
+  'weight': ('kernel', 'scale', 'embedding'),
+  'depthwise_kernel': ('kernel',),
+  'embeddings': ('embedding',),
+  'gamma': ('scale',),
+  'beta': ('bias',),
+  'running_mean': ('mean',),
+  'running_var': ('var',),
+  'moving_mean': ('mean',),
+  'moving_variance': ('var',),
+}
 FORMAT = 1  # of our own files (export.py); all up to this one are read
 Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
@@ -170,7 +182,9 @@ def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_sh
 
   Args:
     names: (pattern over their names, our path, layout); the first that matches decides. \\1 in a path is the
-      pattern's first group. Layouts: see layouts.py.
+      pattern's first group. A pattern may also match a layer ('0' for 0.weight and 0.bias), and a path be one
+      ('head' for head/kernel and head/bias): arrays go to the leaves that stand for them, those of one axis as they
+      are. Layouts: see layouts.py.
     like: variables of the network, as arrays or shapes.
     by_shape: leaves that no rule names take the array that alone has their shape, where they alone can take it.
 
@@ -183,14 +197,16 @@ def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_sh
   for number, (pattern, template, layout) in enumerate(names):
     what = f'config.source.names.{number}'
     expression = paths.compiled(pattern)
-    hits = [name for name in contents.tensors if expression.fullmatch(name)]
+    hits = {name: match for name in contents.tensors if (match := _match(expression, name))}
     if not hits:
       near = ', '.join(nearest(pattern, contents.tensors))
       raise UserError(f'{what}: pattern {pattern!r} matches no name in {contents.file}; nearest: {near}')
     taken = {theirs for theirs, _ in table.values()}
-    for name in hits:
+    for name, match in hits.items():
       if name not in taken:
-        _enter(table, name, _expanded(expression, name, template, what), layout, leaves, what)
+        path = _leaf(_expanded(match, template, what), name, leaves)
+        axes = len(contents.tensors[name].shape)
+        _enter(table, name, path, layout if axes > 1 or path == template else 'same', leaves, what)
   if by_shape:
     table |= proposals(contents, table, like)
   mapped = _mapped(contents, table, like, Origin.valueless)
@@ -201,13 +217,25 @@ def _leaves(like: Mapping[str, Any]) -> dict[str, Any]:
   return {path: leaf for kind in ('params', 'stats') for path, leaf in paths.flatten(like.get(kind, {})).items()}
 
 
-def _expanded(expression: re.Pattern[str], name: str, template: str, what: str) -> str:
-  match = expression.fullmatch(name)
-  assert match is not None
+def _match(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
+  """The match of a name, or of the layer it belongs to."""
+  return expression.fullmatch(name) or expression.fullmatch(re.sub(r'[./][^./]*$', '', name))
+
+
+def _expanded(match: re.Match[str], template: str, what: str) -> str:
   try:
     return match.expand(template)
   except (re.error, IndexError) as error:
-    raise UserError(f'{what}: path {template!r} does not fit pattern {expression.pattern!r}: {error}') from None
+    raise UserError(f'{what}: path {template!r} does not fit pattern {match.re.pattern!r}: {error}') from None
+
+
+def _leaf(path: str, name: str, leaves: Mapping[str, Any]) -> str:
+  """The leaf of a layer that an array stands for; the path itself where it is no layer's."""
+  if path in leaves or not any(leaf.startswith(f'{path}/') for leaf in leaves):
+    return path
+  own = re.split('[./]', name)[-1]
+  choices = [f'{path}/{leaf}' for leaf in LEAVES.get(own, (own,))]
+  return next((choice for choice in choices if choice in leaves), choices[0])
 
 
 def _enter(table: Table, name: str, path: str, layout: str, leaves: Mapping[str, Any], what: str) -> None:

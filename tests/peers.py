@@ -1,0 +1,228 @@
+"""Live models of PyTorch, torchvision and Keras with random weights, for tests that compare with them.
+
+A test that asks for one is skipped where the package is not installed.
+"""
+
+import functools
+import importlib.util
+import itertools
+import os
+import re
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+RANDOM = np.random.default_rng(0)
+
+
+@functools.cache
+def torchvision():
+  """torchvision, also where it was installed without its compiled operators: they are declared first."""
+  torch, spec = pytest.importorskip('torch'), importlib.util.find_spec('torchvision')
+  if spec is None:
+    pytest.skip('torchvision is not installed')
+  try:
+    import torchvision.models as models
+  except RuntimeError:
+    files = Path(spec.origin).parent.rglob('*.py')
+    names = sorted({name for file in files for name in re.findall(r'torchvision::(\w+)', file.read_text())})
+    library = torch.library.Library('torchvision', 'DEF')
+    for name in names:
+      library.define(f'{name}(Tensor x) -> Tensor')
+    torchvision.library = library  # lives as long as its operators do
+    import torchvision.models as models
+  return models
+
+
+def torch_random(model, seed=0):
+  """Random weights and statistics, which keep the size of what passes through."""
+  torch = pytest.importorskip('torch')
+  random = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, value in model.state_dict().items():
+      if value.ndim > 1:
+        value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=random)
+      elif not name.endswith('num_batches_tracked'):
+        value.normal_(0, 0.3, generator=random) if name.endswith(('bias', 'mean')) else value.uniform_(
+          0.5, 1.5, generator=random
+        )
+  return model.eval()
+
+
+def torch_arrays(model):
+  return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def torch_run(model, x):
+  torch = pytest.importorskip('torch')
+  with torch.no_grad():
+    found = model(torch.tensor(np.moveaxis(x, -1, 1).copy())).numpy()
+  return np.moveaxis(found, 1, -1) if found.ndim == 4 else found
+
+
+def torch_vgg(depth, batch_norm, width, features, classes):
+  """torchvision's own VGG, with fewer channels and a smaller classifier."""
+  torch, models = pytest.importorskip('torch'), torchvision()
+  name = {11: 'A', 13: 'B', 16: 'D', 19: 'E'}[depth]
+  channels = [entry if entry == 'M' else entry * width // 64 for entry in models.vgg.cfgs[name]]
+  with torch.device('meta'):
+    model = models.vgg.VGG(models.vgg.make_layers(channels, batch_norm), init_weights=False)
+  nn = torch.nn
+  dense = [
+    (nn.Linear(*pair), nn.ReLU(), nn.Dropout()) for pair in itertools.pairwise([49 * 8 * width, *features, classes])
+  ]
+  model.classifier = nn.Sequential(*itertools.chain(*dense))[:-2]
+  return torch_random(model.to_empty(device='cpu'))
+
+
+def torch_resnet(depth, width, option, shortcut, head):
+  """A CIFAR ResNet in PyTorch; `shortcut` and `head` are the names of the projection and the last layer."""
+  torch = pytest.importorskip('torch')
+  nn, functional = torch.nn, torch.nn.functional
+
+  class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+      super().__init__()
+      self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+      self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+      self.extra = outputs - inputs
+      if self.extra and option == 'B':
+        setattr(
+          self, shortcut, nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        )
+
+    def forward(self, x):
+      y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+      if self.extra and option == 'B':
+        x = getattr(self, shortcut)(x)
+      elif self.extra:
+        x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+      return torch.relu(x + y)
+
+  class Net(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.conv1, self.bn1, channels = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), width
+      for group in range(3):
+        outputs, more = width * 2**group, (depth - 2) // 6 - 1
+        blocks = [Block(channels, outputs, 2 if group else 1), *(Block(outputs, outputs, 1) for _ in range(more))]
+        setattr(self, f'layer{group + 1}', nn.Sequential(*blocks))
+        channels = outputs
+      setattr(self, head, nn.Linear(channels, 6))
+
+    def forward(self, x):
+      x = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
+      return getattr(self, head)(x.mean((2, 3)))
+
+  return torch_random(Net())
+
+
+@functools.cache
+def keras():
+  """Keras, on JAX."""
+  os.environ.setdefault('KERAS_BACKEND', 'jax')
+  return pytest.importorskip('keras')
+
+
+def keras_random(model):
+  for weight in model.weights:
+    if len(weight.shape) > 1:
+      inputs = np.prod(weight.shape[: 2 if '_dw_' in weight.path else -1])
+      weight.assign(RANDOM.normal(0, (2 / inputs) ** 0.5, weight.shape))
+    else:
+      low, high = (0.5, 1.5) if 'variance' in weight.path or 'gamma' in weight.path else (-0.3, 0.3)
+      weight.assign(RANDOM.uniform(low, high, weight.shape))
+  return {weight.path: np.asarray(weight) for weight in model.weights}
+
+
+def keras_run(model, x, *names):
+  outputs = [model.get_layer(name).output for name in names]
+  both = keras().Model(model.input, [*outputs, model.output])
+  return jax.jit(lambda x: both(x, training=False))(x)
+
+
+def keras_vgg(depth, width, side, features, *, named):
+  """Keras' VGG of fewer channels: its own has no such option."""
+  module = keras()
+  module.backend.clear_session()
+  call = lambda name: {'name': name} if named else {}
+  x = inputs = module.Input((side, side, 3))
+  for block, count in enumerate({16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth], 1):
+    for number in range(1, count + 1):
+      filters = width * min(2 ** (block - 1), 8)
+      convolution = module.layers.Conv2D(
+        filters, 3, padding='same', activation='relu', **call(f'block{block}_conv{number}')
+      )
+      x = convolution(x)
+    x = module.layers.MaxPooling2D(2, name=f'block{block}_pool')(x)
+  if features:
+    x = module.layers.Flatten()(x)
+    for number, size in enumerate(features, 1):
+      x = module.layers.Dense(size, activation='relu', **call(f'fc{number}'))(x)
+    x = module.layers.Dense(5, **call('predictions'))(x)
+  return module.Model(inputs, x)
+
+
+def keras_squeezenet(side, classes):
+  """SqueezeNet 1.1 in Keras, whose layers may have no '/' in their names: `squeezenet_arrays` puts it back."""
+  module = keras()
+  module.backend.clear_session()
+  layers = module.layers
+
+  def convolution(x, filters, size, name, **options):
+    return layers.Conv2D(filters, size, activation='relu', name=name, **options)(x)
+
+  x = inputs = module.Input((side, side, 3))
+  x = layers.MaxPooling2D(3, 2)(convolution(x, 64, 3, 'conv1', strides=2))
+  for number, (squeezed, expanded) in enumerate(
+    [(16, 64)] * 2 + [(32, 128)] * 2 + [(48, 192)] * 2 + [(64, 256)] * 2, 2
+  ):
+    x = convolution(x, squeezed, 1, f'fire{number}+squeeze1x1')
+    left = convolution(x, expanded, 1, f'fire{number}+expand1x1')
+    right = convolution(x, expanded, 3, f'fire{number}+expand3x3', padding='same')
+    x = layers.Concatenate()([left, right])
+    x = layers.MaxPooling2D(3, 2)(x) if number in (3, 5) else x
+  x = convolution(x, classes, 1, 'conv10')
+  return module.Model(inputs, layers.GlobalAveragePooling2D()(x))
+
+
+def slashed(arrays):
+  """Arrays under the names that Keras 2 gave them."""
+  return {name.replace('+', '/'): value for name, value in arrays.items()}
+
+
+# ------------------------------------------------------------------------------------- values that names alone decide
+def value_of(name, shape):
+  """An array drawn from its name, the same on every machine; what passes through keeps its size."""
+  random = np.random.default_rng(zlib.crc32(name.encode()))
+  if len(shape) > 1:
+    return random.normal(0, (2 * max(shape) / np.prod(shape)) ** 0.5, shape).astype(np.float32)
+  near_one = re.search(r'var|gamma|(bn\d|norm|downsample\.1|shortcut\.1|features\.\d+)\.weight', name)
+  return random.uniform(*((0.5, 1.5) if near_one else (-0.3, 0.3)), shape).astype(np.float32)
+
+
+def image_of(side):
+  """[1, side, side, 3], drawn from the side."""
+  return np.random.default_rng(side).normal(size=(1, side, side, 3)).astype(np.float32)
+
+
+def torch_by_name(model):
+  """The model with the values that its names decide."""
+  torch = pytest.importorskip('torch')
+  state = model.state_dict()
+  drawn = {
+    name: torch.from_numpy(value_of(name, tuple(value.shape))) if value.is_floating_point() else value
+    for name, value in state.items()
+  }
+  model.load_state_dict(drawn)
+  return model.eval()
+
+
+def keras_by_name(model):
+  """The model with the values that its names decide."""
+  for weight in model.weights:
+    weight.assign(value_of(weight.path.replace('+', '/'), tuple(weight.shape)))
+  return model

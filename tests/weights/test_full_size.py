@@ -1,0 +1,81 @@
+"""Networks of their published size with random weights, from the peer's own file to its answer; `pytest -m long -s`.
+
+What it prints is kept in experiments/full_size_parity.md.
+"""
+
+import gc
+import time
+
+import jax
+import numpy as np
+import peers
+import pytest
+
+from transferlab import paths
+from transferlab.networks import network as networks
+from transferlab.weights import mapping, readers
+
+pytestmark = pytest.mark.long
+VGGS = ('vgg11', 'vgg13', 'vgg16', 'vgg19', 'vgg11_bn', 'vgg13_bn', 'vgg16_bn', 'vgg19_bn')
+RESNETS = [(depth, shortcut) for depth in (20, 32, 44, 56, 110) for shortcut in 'AB']
+
+
+def _torch(name):
+  if name.startswith('resnet'):
+    depth, shortcut = int(name[6:-1]), name[-1]
+    return peers.torch_resnet(depth, 16, shortcut, 'shortcut', 'linear')
+  return peers.torch_random(getattr(peers.torchvision(), name)())
+
+
+def _keras(name):
+  applications = peers.keras().applications
+  model = getattr(applications, name)(weights=None, classifier_activation=None)
+  peers.keras_random(model)
+  return model
+
+
+def _answer(path, image):
+  """(what was recognised, our answer, values, seconds to read and map)."""
+  begun = time.perf_counter()
+  found = mapping.recognise(readers.read(str(path)))
+  variables = {
+    kind: paths.unflatten({path: np.asarray(leaf) for path, leaf in paths.flatten(tree).items()})
+    for kind, tree in found.mapped.variables.items()
+  }
+  seconds = time.perf_counter() - begun
+  network = networks.build(found.origin.network, found.options, image.shape[1:], found.outputs)
+  values = sum(leaf.size for leaf in jax.tree.leaves(variables))
+  return found, np.asarray(jax.jit(network.apply)(variables, image)[0]['head']), values, seconds
+
+
+def _compare(name, path, image, expected):
+  found, answer, values, seconds = _answer(path, image)
+  error = np.abs(answer - expected).max() / np.abs(expected).max()
+  size = path.stat().st_size / 2**20
+  print(f'| {name} | {path.suffix} | {found.origin.name} | {values:,} | {size:,.0f} | {seconds:.2f} | {error:.1e} |')
+  path.unlink()
+  gc.collect()
+  assert error < 1e-4
+
+
+@pytest.mark.parametrize('name', [*VGGS, 'squeezenet1_1', *(f'resnet{depth}{shortcut}' for depth, shortcut in RESNETS)])
+def test_a_pytorch_file_of_full_size_gives_what_pytorch_gives(name, tmp_path):
+  torch = pytest.importorskip('torch')
+  model = _torch(name)
+  torch.save(model.state_dict(), tmp_path / 'a.pth')
+  image = peers.image_of(32 if name.startswith('resnet') else 224)
+  expected = peers.torch_run(model, image)
+  del model
+  _compare(name, tmp_path / 'a.pth', image, expected)
+
+
+@pytest.mark.parametrize('name', ['VGG16', 'VGG19', 'MobileNet'])
+@pytest.mark.parametrize('suffix', ['.weights.h5', '.keras'])
+def test_a_keras_file_of_full_size_gives_what_keras_gives(name, suffix, tmp_path):
+  model, image = _keras(name), peers.image_of(224)
+  path = tmp_path / f'a{suffix}'
+  (model.save_weights if suffix == '.weights.h5' else model.save)(path)
+  given = image if name == 'MobileNet' else np.ascontiguousarray(image[..., ::-1])
+  expected = np.asarray(model(given, training=False))
+  del model
+  _compare(name, path, image, expected)
