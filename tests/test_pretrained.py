@@ -60,7 +60,7 @@ def test_a_run_takes_its_options_and_preprocessing_from_the_file_and_says_so(com
   done = command(f'--config={write_config(tmp_path / "c.py", values)}', '--dry_run')
   assert done.status == 0, done.err
   for said in (
-    "network: depth=20, width=16, shortcut='A' as the weights have it",
+    "resnet(depth=20, width=16, shortcut='A') as akamaster writes it",
     'channels:sum',
     'conv1.weight, o i h w -> h w i o',
     "for values in 0 … 16 in place of the source's 0 … 255",
@@ -80,7 +80,7 @@ def _resnet_run(weights, **network):
 
 
 # ------------------------------------------------------------------------------------------------- a small ResNet file
-def _resnet_file(path, depth=8, width=2, classes=4, head='linear', **changes):
+def _resnet_file(path, depth=8, width=2, classes=10, head='linear', **changes):
   """A CIFAR ResNet in akamaster's names, of random values."""
   arrays = {}
 
@@ -144,13 +144,13 @@ def test_a_run_from_a_file_finishes_and_loads_without_the_file(tmp_path):
   model = transferlab.load(tmp_path / 'run')
   assert model.predict(np.zeros((3, 8, 8, 1))).shape == (3,)
   saved = folder.read_record(tmp_path / 'run' / 'config.json', 'config')['config']
-  assert saved['network'] == dict(name='resnet', depth=8, width=2, shortcut='A')
+  assert saved['network'] == dict(name='resnet', depth=8, width=2)
 
 
 def test_identity_follows_the_bytes_that_are_taken_and_not_the_files_place(tmp_path, resnet_file):
   arrays = resnet_file[1]
   (tmp_path / 'other').mkdir()
-  changed = {**arrays, 'linear.weight': draw(4, 8)}
+  changed = {**arrays, 'linear.weight': draw(10, 8)}
   for place, given in (('a', arrays), ('other/a', arrays), ('b', changed), ('c', {**arrays, 'bn1.bias': draw(2)})):
     save_file(given, tmp_path / f'{place}.safetensors')
   identity = lambda place: _prepared(_resnet_run(str(tmp_path / f'{place}.safetensors'))).identity['data']
@@ -164,6 +164,50 @@ def test_options_of_the_config_win_and_differences_are_said(resnet_file):
   prepared = _prepared(values)
   assert prepared.run.network.model_extra == dict(depth=8, width=2, shortcut='B')
   assert "network: shortcut='B' as the config has it; the weights were made with 'A'" in prepared.notes
+
+
+def test_a_run_from_a_run_has_the_network_that_its_weights_are_of(tmp_path, resnet_file):
+  first = _resnet_run(str(resnet_file[0]), dropout=0.2)
+  transferlab.run(first, tmp_path / 'first')
+  second = {**_resnet_run(str(tmp_path / 'first')), 'transplant': None}
+  prepared = _prepared(second)
+  assert prepared.run.network.model_extra == dict(depth=8, width=2)  # dropout is training's
+  assert 'network: depth=8, width=2 as the weights have it' in prepared.notes
+
+
+def test_weights_of_a_run_that_chose_are_those_it_chose(tmp_path, tiny, command):
+  values = tiny(choose={'phases.0.learning_rate': [1e-3, 1e-2]})
+  chosen = transferlab.run(values, tmp_path / 'chose')['candidate']
+  source = config.validate(Run, {**_resnet_run(str(tmp_path / 'chose'))}).source
+  assert f'candidates/{chosen}/checkpoints' in pretrained.read(source).origin
+  assert command(f'--inspect={tmp_path / "chose"}').status == 0
+
+
+def test_a_file_by_another_name_is_the_same_run(tmp_path, resnet_file, command, write_config):
+  for name in ('a', 'b'):
+    save_file(resnet_file[1], tmp_path / f'{name}.safetensors')
+  run = lambda name: command(
+    f'--config={write_config(tmp_path / "c.py", _resnet_run(str(tmp_path / f"{name}.safetensors")))}',
+    f'--workdir={tmp_path / "run"}',
+  )
+  assert run('a').status == 0
+  again = run('b')
+  assert again.status == 0 and 'is finished' in again.out + again.err, again
+
+
+def test_a_clone_of_a_hub_repository_is_no_run_of_ours(tmp_path, resnet_file):
+  (tmp_path / 'config.json').write_text('{"model_type": "resnet"}')
+  save_file(resnet_file[1], tmp_path / 'model.safetensors')
+  prepared = _prepared(_resnet_run(str(tmp_path)))
+  assert any('model.safetensors' in note for note in prepared.notes)
+
+
+def test_statistics_that_the_source_overrules_are_named(resnet_file):
+  values = _resnet_run(str(resnet_file[0]))
+  values['target']['data'] = dict(name='digits', shots=2, validation=2, batch_size=8, standardize=True)
+  assert any('data.standardize=True is not used' in note for note in _prepared(values).notes)
+  values['target']['preprocessing'] = 'refit'
+  assert "preprocessing: the target's own, as target.preprocessing='refit' has it" in _prepared(values).notes
 
 
 def test_a_head_is_kept_or_sliced_to_chosen_classes(resnet_file):
@@ -185,8 +229,16 @@ def test_weights_of_another_architecture_are_one_message(resnet_file):
     _prepared(values)
 
 
-def test_weights_of_another_depth_name_the_file_and_what_it_holds(resnet_file):
-  with pytest.raises(UserError, match=r'block2/conv1/kernel has shape .*\n  the weights: .*resnet\(depth=8'):
+def test_rules_with_a_colon_are_no_reason_to_take_another_network(resnet_file):
+  with pytest.raises(UserError, match=r"config\.network is 'convnet'; nearest: .*name='resnet'"):
+    _prepared({**_resnet_run(str(resnet_file[0])), 'network': dict(name='convnet')})
+
+
+def test_weights_of_another_depth_name_the_file_and_what_differs(resnet_file):
+  message = (
+    r'block2/conv1/kernel has shape .*\n  the weights: .*resnet\(depth=8(.|\n)*\n  network: depth=14 as the config has'
+  )
+  with pytest.raises(UserError, match=message):
     _prepared(_resnet_run(str(resnet_file[0]), depth=14))
 
 
@@ -196,6 +248,7 @@ def test_weights_of_another_depth_name_the_file_and_what_it_holds(resnet_file):
     (dict(weights='{folder}/resnet9.safetensors'), 'nearest.*resnet8.safetensors'),
     (dict(weights='{folder}/nowhere'), 'does not exist'),
     (dict(weights='{file}', part='ema'), "'ema'"),
+    (dict(weights='{file}', which='last'), 'config.source.which is for runs'),
     (dict(weights='{file}', names=[('convv1.*', 'stem/conv/kernel', 'conv')]), r'nearest: conv1\.weight'),
   ],
 )

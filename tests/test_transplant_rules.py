@@ -42,6 +42,7 @@ def test_a_head_is_sliced_to_the_classes_that_are_named_in_their_order():
     ('classes:1,2', r'head/bias has shape \(3,\); 2 classes of head/bias \(5,\) do not fill it'),
     ('classes:1,2,5', r'head/bias: classes \[1, 2, 5\], and the source has 0 to 4, each once'),
     ('classes:1,2,2', r'each once'),
+    ('classes:1,²,3', 'numbers of classes are needed'),
     ('classes:1,two,3', r"'classes:1,two,3' for head/bias: numbers of classes are needed"),
     ('classes:', r"unknown action 'classes:' for 'head'; there are 'copy'"),
     ('classes', r"unknown action 'classes'"),
@@ -104,7 +105,7 @@ def test_channels_that_agree_are_copied():
 @pytest.mark.parametrize(
   ('rules', 'channels', 'message'),
   [
-    ([('stem', 'channels:som')], 1, r'unknown way of channels for stem/conv/kernel: .som.; nearest: sum'),
+    ([('stem', 'channels:som')], 1, r'unknown way of channels for .stem.: .som.; nearest: sum'),
     ([('stem', 'channels:zero')], 1, r'channels:zero adds channels, and 1 are less than 3'),
     ([('block1', 'channels:sum')], 3, r'block1/conv1/kernel: channels:sum is for a convolution'),
     ([], 1, r"stem/conv/kernel has shape .* give it another origin, for example \('stem', 'channels:sum'\)"),

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transferlab import config, paths
+from transferlab import config, folder, paths
 from transferlab.errors import UserError, nearest
 
 # Readers accept every format up to this one.
@@ -110,10 +110,10 @@ class Writer:
       kept = {_aside(self._folder / str(step)).get('folder') for step in steps(self._folder)} if found else set()
     except UserError:
       return
-    for folder in found:
-      if folder.name not in kept:
+    for place in found:
+      if place.name not in kept:
         # Half a folder must not look like a whole one, should the program end here.
-        doomed = folder if folder.name.startswith('.') else folder.rename(folder.with_name(f'.{folder.name}'))
+        doomed = place if place.name.startswith('.') else place.rename(place.with_name(f'.{place.name}'))
         shutil.rmtree(doomed)
 
 
@@ -211,12 +211,12 @@ def _first_line(error: Exception) -> str:
 
 
 def find(spec: str) -> Path:
-  """The checkpoint that a user names: a run's folder (its newest checkpoint) or one checkpoint.
+  """The checkpoint that a user names: a run's folder (its newest, or that of the candidate it chose) or one checkpoint.
 
   Raises:
     UserError: nothing there; the message names the nearest folder.
   """
-  path = Path(spec).expanduser()
+  path = folder.chosen(Path(spec).expanduser())
   for candidate in (path, path / 'checkpoints'):
     if candidate.is_dir() and _complete(candidate):
       return candidate

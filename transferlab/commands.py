@@ -1,6 +1,7 @@
 """What the flags of the command line do, as functions that return text. Reads runs; only `run` trains."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,10 +278,11 @@ def export(workdir: Path, spec: str) -> list[str]:
   from transferlab import checkpoints, model
   from transferlab.weights import export as exports
 
-  place, *pairs = spec.split(',')
-  given = {key: value for key, _, value in (pair.partition('=') for pair in pairs)}
-  if odd := [key for key in given if key not in ('names', 'which')]:
-    raise unknown('key of --export:', odd[0], ['names', 'which'])
+  place, *pairs = re.split(r',(?=\w+=)', spec)
+  keys = [pair.partition('=')[0] for pair in pairs]
+  if odd := [key for key in keys if key not in ('names', 'which') or keys.count(key) > 1]:
+    raise unknown('key of --export (each once):', odd[0], ['names', 'which'])
+  given = dict(pair.split('=', 1) for pair in pairs)
   which = given.get('which', 'selected')
   run_folder = model.folder_of(workdir, which)
   path, network = checkpoints.find(str(run_folder)), experiment.load_run(run_folder).network

@@ -153,7 +153,9 @@ def describe(prepared: Prepared, workdir: Path) -> None:
   """parameters.txt and transplant.json."""
   folder.write_text(workdir / 'parameters.txt', '\n'.join(parameter_table(prepared)) + '\n')
   if prepared.plan is not None:
-    folder.write_json(workdir / 'transplant.json', {**prepared.plan.as_json(), 'preprocessing': list(prepared.notes)})
+    notes = {kind: [note for note in prepared.notes if note.startswith(kind)] for kind in ('preprocessing', 'network')}
+    rest = [note for note in prepared.notes if not note.startswith(tuple(notes))]
+    folder.write_json(workdir / 'transplant.json', {**prepared.plan.as_json(), **notes, 'weights': rest})
 
 
 def parameter_table(prepared: Prepared) -> list[str]:

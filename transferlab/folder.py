@@ -67,6 +67,13 @@ def make(folder: Path) -> None:
     raise UserError(f'--workdir={folder}: {error.strerror}: {error.filename}') from None
 
 
+def chosen(place: Path) -> Path:
+  """A run's folder; of a run that chose among several candidates, the chosen one's."""
+  results = place / 'results.json'
+  number = read_record(results).get('candidate') if results.is_file() else None
+  return place if number is None else place / 'candidates' / str(number)
+
+
 def claim(folder: Path, values: Mapping[str, Any], identity: Mapping[str, Any], *, extend: bool = False) -> None:
   """Writes `config.json` into a new folder, or checks that it is this config's.
 

@@ -24,9 +24,9 @@ USAGE = """usage: python -m transferlab.main --config=FILE.py[:ARGUMENT] [flags]
   --extend               train a finished run longer, as the config now says
   --evaluate=SPEC        measure the run in --workdir on NAME[,key=value…][,split=NAME]
   --predict=SPEC         write a row per example: id, class, probabilities (see predictions/ in --workdir)
-  --inspect=FILE         what a run, a checkpoint or a file of weights holds, and of which family it is
+  --inspect=FILE         what a run, a checkpoint or a file of weights holds, and of which family it is; FILE,part=ema
   --export=FILE          writes the network of the run in --workdir: .safetensors, .npz, or .h5 with names=keras;
-                         FILE,names=torchvision under that origin's names
+                         FILE,names=torchvision under that origin's names; FILE,which=last the last step's weights
   --list=WHAT            networks, terms, data, optimizers, schedules, metrics or baselines
   --help_config          every key a config may have, with type, default and meaning
 

@@ -108,9 +108,7 @@ def folder_of(place: Path, which: str) -> Path:
   """
   if which not in ('selected', 'last'):
     raise UserError(f"which is 'selected' or 'last', not {which!r}")
-  results = place / 'results.json'
-  number = folder.read_record(results).get('candidate') if results.exists() else None
-  return place if number is None else place / 'candidates' / str(number)
+  return folder.chosen(place)
 
 
 def _without_source(run: Run) -> Run:

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferlab import config, paths, pretrained, transplant
@@ -66,7 +66,10 @@ class Prepared:
     if self.weights is not None:
       data |= {'source weights': self._digest_weights(self.weights)}
     named = {_basename(name): digest for name, digest in data.items()}
-    return {'format': FORMAT, 'config': _without_folders(config.identity(self.run)), 'data': named}
+    values = _without_folders(config.identity(self.run))
+    if self.weights is not None and self.weights.contents is not None:
+      values['source'] = 'a file: its digest says which'
+    return {'format': FORMAT, 'config': values, 'data': named}
 
   def _digest_weights(self, weights: Weights) -> str:
     taken: dict[str, set[str]] = {'params': set(), 'stats': set()}
@@ -158,19 +161,35 @@ def prepare(run: Run) -> Prepared:
   if given is not None and run.target.preprocessing == 'source':
     record, said = preprocessing.reuse(given, record)
     notes += said
-  elif weights is not None and given is None:
+    notes += _unused_statistics(run)
+  elif given is not None:
+    notes.append("preprocessing: the target's own, as target.preprocessing='refit' has it")
+  elif weights is not None:
     notes.append("preprocessing: the target's own, since the weights bring none (data.statistics names others)")
   network, stretches = _network_and_phases(run, loaded, record)
   _check_sets(run, loaded, record)
   if weights is not None and run.source is not None:
     weights = pretrained.as_network(weights, run.source, network.shapes())
     notes = [*weights.notes, *notes]
-  plan = _plan(run, network, record, source, weights)
+  plan = _plan(run, network, record, source, weights, notes)
   return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
 
 
+def _unused_statistics(run: Run) -> list[str]:
+  """What the data say of preprocessing, and the source's overrules."""
+  data = run.target.data
+  asked = [f'data.{name}={value!r}' for name in ('statistics', 'standardize') if (value := getattr(data, name))]
+  way = "target.preprocessing='refit' uses it"
+  return [f'preprocessing: {", ".join(asked)} is not used, since the source brings its own; {way}'] if asked else []
+
+
 def _plan(
-  run: Run, network: Any, record: Mapping[str, Any], source: Prepared | None, weights: Weights | None
+  run: Run,
+  network: Any,
+  record: Mapping[str, Any],
+  source: Prepared | None,
+  weights: Weights | None,
+  notes: Sequence[str],
 ) -> transplant.Plan | None:
   """What the target takes from its source; None from scratch."""
   if source is not None:
@@ -191,7 +210,8 @@ def _plan(
   except UserError as error:
     if weights is None or weights.contents is None:
       raise
-    raise UserError(f'{error}\n  the weights: {weights.origin}') from None
+    about = [f'the weights: {weights.origin}', *(note for note in notes if note.startswith('network: '))]
+    raise UserError('\n  '.join([str(error), *about])) from None
 
 
 @functools.lru_cache(maxsize=64)

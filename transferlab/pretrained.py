@@ -5,15 +5,19 @@ say what is what. Its arrays are read when a transplant takes them, and not befo
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transferlab import config, paths
+from transferlab import config, folder, paths
 from transferlab.errors import UserError
 from transferlab.settings import Run, Source
-from transferlab.weights import mapping
+from transferlab.weights import inputs, mapping
 from transferlab.weights.contents import Contents
+
+# Options that say how a network is trained, and nothing of what its weights compute.
+TRAINING = ('dropout',)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,6 +26,7 @@ class Weights:
 
   Attributes:
     preprocessing: None where nothing is known of the images that a foreign file was trained on.
+    network, options: the network that they are of and its options, where that is known.
     contents, recognised: of a foreign file; None for a run's.
     notes: sentences for the report.
   """
@@ -29,6 +34,8 @@ class Weights:
   variables: dict[str, Any]
   preprocessing: dict[str, Any] | None
   origin: str
+  network: str | None = None
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Contents | None = None
   recognised: mapping.Recognised | None = None
   notes: tuple[str, ...] = ()
@@ -51,7 +58,11 @@ def read(source: Source) -> Weights:
   record = checkpoints.progress(path)
   if 'preprocessing' not in record:
     raise UserError(f'{path} holds no preprocessing record, so its weights cannot be used')
-  return Weights(checkpoints.weights(path, source.which), record['preprocessing'], str(path))
+  saved = path.parents[1] / 'config.json'
+  network = folder.read_record(saved, 'config')['config'].get('network') if saved.is_file() else None
+  options = {name: value for name, value in (network or {}).items() if name != 'name'}
+  weights = checkpoints.weights(path, source.which)
+  return Weights(weights, record['preprocessing'], str(path), (network or {}).get('name'), options)
 
 
 def is_foreign(spec: str) -> bool:
@@ -65,21 +76,32 @@ def _ours(place: Path) -> bool:
   from transferlab import checkpoints
 
   try:
-    return (place / 'config.json').is_file() or 'format' in checkpoints.progress(checkpoints.find(str(place)))
+    if (place / 'config.json').is_file() and 'identity' in folder.read_record(place / 'config.json'):
+      return True
+    return 'format' in checkpoints.progress(checkpoints.find(str(place)))
   except UserError:
-    return any((folder / checkpoints.METADATA).exists() for folder in (place, *place.glob('checkpoints/*')))
+    return any((inside / checkpoints.METADATA).exists() for inside in (place, *place.glob('checkpoints/*')))
 
 
 def _foreign(source: Source) -> Weights:
-  assert source.weights is not None
   from transferlab.weights import readers
 
+  assert source.weights is not None
+  if source.which != 'selected':
+    raise UserError(f"config.source.which is for runs; {source.weights} is a file, whose entries 'part' names")
   contents = readers.read(source.weights, source.part)
   recognised = None if source.names else mapping.recognise(contents)
-  record = None if recognised is None else recognised.preprocessing
-  what = f'{source.weights} ({contents.format}{f", {contents.part}" if contents.part else ""})'
+  if recognised is not None:
+    record, network, options = recognised.preprocessing, recognised.origin.network, recognised.options
+  else:
+    known = inputs.stated(contents.metadata)
+    record, network, options = mapping.said(contents).get('preprocessing'), None, {}
+    record = record or (known.record(len(known.shift)) if known else None)
+  what = f'{contents.file} ({contents.format}{f", {contents.part}" if contents.part else ""})'
   what += f': {recognised}' if recognised else ''
-  return Weights({}, record, what, contents, recognised, contents.notes)
+  also = ', '.join(f'{name} ({count} arrays)' for name, count in contents.others.items())
+  notes = [*contents.notes, *([f'the file also holds {also}: config.source.part takes another entry'] if also else [])]
+  return Weights({}, record, what, network, options, contents, recognised, tuple(notes))
 
 
 def completed(run: Run, weights: Weights) -> tuple[Run, list[str]]:
@@ -90,24 +112,33 @@ def completed(run: Run, weights: Weights) -> tuple[Run, list[str]]:
   """
   from transferlab.networks import network as networks
 
-  recognised, network = weights.recognised, run.network
-  if recognised is None or network is None:
+  spec = run.network
+  if weights.network is None or spec is None:
     return run, []
-  given = network.model_extra or {}
-  if network.name != recognised.origin.network:
-    if network.name not in networks.NETWORKS or any(':' in action for _, action in run.transplant or []):
+  given = spec.model_extra or {}
+  if spec.name != weights.network:
+    renamed = any(action.startswith('copy:') for _, action in run.transplant or [])
+    if weights.contents is None or spec.name not in networks.NETWORKS or renamed:
       return run, []
     raise UserError(
-      f'{weights.origin}; config.network is {network.name!r}; nearest: '
-      f"config.network=dict(name='{recognised.origin.network}')"
+      f"{weights.origin}; config.network is {spec.name!r}; nearest: config.network=dict(name='{weights.network}')"
     )
-  taken = {name: value for name, value in recognised.options.items() if name not in given}
+  known = {name: value for name, value in weights.options.items() if name not in TRAINING}
+  taken = {name: known[name] for name in known if name not in given and _differs(spec.name, name, known[name])}
   notes = [f'network: {_shown(taken)} as the weights have it'] if taken else []
-  for name, value in recognised.options.items():
+  for name, value in known.items():
     if name in given and given[name] != value:
       notes.append(f'network: {name}={given[name]!r} as the config has it; the weights were made with {value!r}')
-  filled = network.model_copy(update=taken)
-  return run.model_copy(update={'network': type(network).model_validate(filled.model_dump())}), notes
+  filled = {**spec.model_dump(), **taken}
+  return run.model_copy(update={'network': type(spec).model_validate(filled)}), notes
+
+
+def _differs(network: str, option: str, value: Any) -> bool:
+  """Whether an option's value is another than its default: those at their default need not be written down."""
+  from transferlab.networks import network as networks
+
+  parameter = inspect.signature(networks.network_function(network)).parameters.get(option)
+  return parameter is not None and parameter.default != value
 
 
 def _shown(options: Mapping[str, Any]) -> str:
@@ -132,9 +163,10 @@ def as_network(weights: Weights, source: Source, like: Mapping[str, Any]) -> Wei
     mapped = mapping.by_names(weights.contents, source.names, like, by_shape=by_shape)
   else:
     raise mapping.unknown_file(weights.contents, like)
+  said = ["match='shapes' was not needed: the file is recognised"] if by_shape and weights.recognised else []
   left = [f'not mapped: {name} {weights.contents.tensors[name].shape}' for name in mapped.unmapped]
   return dataclasses.replace(
-    weights, variables=mapped.variables, notes=(weights.origin, *weights.notes, *mapped.notes, *left)
+    weights, variables=mapped.variables, notes=(weights.origin, *weights.notes, *mapped.notes, *said, *left)
   )
 
 

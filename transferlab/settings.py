@@ -46,8 +46,8 @@ class Source(Schema):
   )
   names: NameRules = pydantic.Field(
     [],
-    description="what is what in a file of no known family: (their pattern, our path, layout); layouts: 'same', "
-    "'linear', 'conv', or a pattern 'o i -> i o'",
+    description='what is what in a file of no known family: (their pattern, our path, layout), for arrays or for whole '
+    "layers; layouts: 'same', 'linear', 'conv', or a pattern 'o i -> i o'",
     json_schema_extra=LATER,
   )
   match: Literal['names', 'shapes'] = pydantic.Field(
@@ -55,7 +55,7 @@ class Source(Schema):
     description='shapes: take what no rule names by its shape, where that leaves no choice',
     json_schema_extra=LATER,
   )
-  which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of that run')
+  which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of a run')
 
   @pydantic.model_validator(mode='after')
   def _one_origin(self) -> 'Source':

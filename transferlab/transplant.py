@@ -135,6 +135,8 @@ def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str,
   verb, _, argument = action.partition(':')
   if (verb, bool(argument)) not in FORMS or action.endswith(':'):
     raise UserError(f'config.transplant: unknown action {action!r} for {pattern!r}; there are {", ".join(ACTIONS)}')
+  if verb == 'channels' and argument not in WAYS:
+    raise unknown(f'way of channels for {pattern!r}:', argument, WAYS)
   if verb == 'init' or (verb == 'partial' and path not in given):
     return Origin(kind, path, 'init', None, shape, dtype)
   name = _renamed(path, pattern, argument) if verb == 'copy' and argument else path
@@ -164,7 +166,7 @@ def _way_out(shape: tuple[int, ...], theirs: tuple[int, ...]) -> str:
 def _classes(made: Origin, theirs: Any, argument: str) -> Origin:
   """The outputs of chosen classes, along the last axis."""
   parts = [part.strip() for part in argument.split(',')]
-  if not all(part.isdigit() for part in parts):
+  if not all(re.fullmatch('[0-9]{1,9}', part) for part in parts):
     raise UserError(
       f"config.transplant: 'classes:{argument}' for {made.path}: numbers of classes are needed: classes:3,7"
     )
@@ -181,8 +183,6 @@ def _classes(made: Origin, theirs: Any, argument: str) -> Origin:
 
 def _channels(made: Origin, theirs: Any, way: str) -> Origin:
   """A convolution on another number of input channels."""
-  if way not in WAYS:
-    raise unknown(f'way of channels for {made.path}:', way, WAYS)
   mine, own = made.shape, tuple(theirs.shape)
   if len(mine) != 4 or (*mine[:2], mine[3]) != (*own[:2], own[3]):
     raise UserError(

@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from transferlab.data import preprocessing
 from transferlab.data.examples import Info
+from transferlab.data.npz import read_npz
 from transferlab.errors import UserError
 
 IMAGE = Info('image', 'classification', low=2.0, high=10.0)
@@ -117,6 +118,21 @@ def test_images_of_another_range_reach_the_network_as_the_sources_did():
   ours = preprocessing.apply(2 * share - 1, record['shift'], record['scale'])
   np.testing.assert_allclose(ours, theirs, rtol=1e-6)
   assert record['range'] == [-1.0, 1.0] and 'values in -1 … 1 in place of' in notes[0]
+
+
+def test_images_whose_range_is_only_observed_are_taken_as_they_are_and_the_report_says_so():
+  source = {**_image_record([8, 8, 1], [4.0]), 'range': [0.0, 255.0]}
+  record, notes = preprocessing.reuse(source, _image_record([8, 8, 1], [0.0]))
+  assert (record['shift'], record['scale']) == ([4.0], [2.0])
+  assert "as they are: the source's images had 0 … 255, and what the target's could have is not known" in notes[0]
+
+
+def test_a_range_is_recorded_where_the_format_gives_it_and_not_where_it_is_observed(tmp_path):
+  for name, high, known in (('a', 1.0, True), ('b', 229.5, False)):
+    x = np.linspace(0, high, 4 * 4 * 4 * 6, dtype=np.float32).reshape(6, 8, 8, 1)
+    np.savez(tmp_path / f'{name}.npz', x=x, y=np.arange(6) % 2)
+    info = read_npz(str(tmp_path / f'{name}.npz')).info
+    assert ('range' in preprocessing.fit(x, info, False)) == known
 
 
 def test_preprocessing_of_another_kind_of_data_is_refused():

@@ -308,6 +308,7 @@ def test_convolutions_start_with_the_variance_of_he_et_al():
     ('convnet', {}, (8,), 'takes images'),
     ('convnet', {'blocks': 4}, (8, 9, 1), 'at most 3 fit'),
     ('resnet', {'depth': 19}, (8, 8, 3), 'nearest: 20'),
+    ('resnet', {'depth': 14, 'blocks': 7}, (8, 8, 3), 'depth 14 has 6 blocks, not 7; nearest: 6'),
     ('resnet', {'shortcut': 'C'}, (8, 8, 3), "should be 'A' or 'B'"),
   ],
 )
@@ -332,6 +333,19 @@ def test_resnet_20_has_the_parameters_of_its_layers():
   """Shortcut A has none: 269,722. B adds two 1×1 convolutions (16·32, 32·64) and their BatchNorms (2·32, 2·64)."""
   assert _count(resnet((32, 32, 3), 10)) == 269_722
   assert _count(resnet((32, 32, 3), 10, shortcut='B')) == 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64)
+
+
+def test_the_first_blocks_of_a_resnet_are_those_of_the_whole():
+  whole, part = (resnet((8, 8, 3), 5, depth=14, width=2, shortcut='B', blocks=blocks) for blocks in (None, 3))
+  assert whole.stages == ('stem', *(f'block{number}' for number in range(1, 7)), 'pool', 'head')
+  assert part.stages == ('stem', 'block1', 'block2', 'block3', 'pool', 'head')
+  variables, x = _variables(whole), _inputs((8, 8, 3), batch=2)
+  variables['params']['head'] = {'kernel': jnp.ones((4, 5)), 'bias': jnp.zeros(5)}
+  outputs, _ = part.apply(_restricted(variables, part.stages), x)
+  expected, _ = whole.apply(variables, x, stop='block4')
+  np.testing.assert_array_equal(outputs['block3'], expected['block3'])
+  np.testing.assert_allclose(outputs['pool'], np.asarray(expected['block3'], np.float64).mean((1, 2)), rtol=1e-5)
+  assert part.shapes()['params']['head']['kernel'].shape == (4, 5)
 
 
 def test_a_dense_stage_stands_between_pool_and_head_where_features_are_asked_for():

@@ -90,6 +90,13 @@ def test_state_dicts_saved_as_npz_lose_their_wrappers_and_texts_are_metadata(tmp
   assert list(found) == ['a/w'] and dict(found.metadata) == {'classes': ['ant', 'bee']}
 
 
+@pytest.mark.parametrize('text', ['{"transferlab": "1"}', '{"a": ', '', 'ä'])
+def test_what_a_file_says_of_itself_is_metadata_and_no_array(tmp_path, text):
+  found = array_files.read(_npz(tmp_path / 'x.npz', {'a.w': BIAS, 'step': np.array(3), '__metadata__': np.array(text)}))
+  _same(found, {'a.w': BIAS})
+  assert dict(found.metadata) == {'step': 3, '__metadata__': text}
+
+
 class _Harm:
   def __reduce__(self):
     return (print, ('ran',))

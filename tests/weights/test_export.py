@@ -28,7 +28,8 @@ FAMILIES = {
   'vgg': (dict(depth=11, batch_norm=True, width=2, features=[8, 8]), (32, 32, 3), ['torchvision']),
   'vgg plain': (dict(depth=16, width=2, features=[8, 8]), (32, 32, 3), ['torchvision', 'keras']),
   'mobilenet': (dict(width=0.125), (32, 32, 3), ['keras']),
-  'squeezenet': (dict(head_type='convolution', ceil_mode=True), (64, 64, 3), ['torchvision', 'keras']),
+  'squeezenet': (dict(head_type='convolution', ceil_mode=True), (64, 64, 3), ['torchvision']),
+  'squeezenet of Keras': (dict(head_type='convolution'), (64, 64, 3), ['keras']),
   'resnet': (dict(depth=14, width=2, shortcut='B'), (32, 32, 3), ['akamaster', 'chenyaofo']),
 }
 CASES = [(family, names) for family, (_, _, origins) in FAMILIES.items() for names in ['ours', *origins]]
@@ -137,7 +138,8 @@ def test_a_run_is_exported_and_is_a_source_again(command, trained, tmp_path):
     ('a.npz,names=torchvision', "unknown names for network 'mlp': 'torchvision'; nearest: ours"),
     ('a.h5', "Keras' format: it has no names for network 'mlp'"),
     ('nowhere/a.npz', 'there is no folder'),
-    ('a.npz,name=ours', "unknown key of --export: 'name'; nearest: names"),
+    ('a.npz,name=ours', "unknown key of --export (each once): 'name'; nearest: names"),
+    ('a.npz,names=ours,names=ours', "unknown key of --export (each once): 'names'"),
     ('a.npz,which=best', "which is 'selected' or 'last', not 'best'"),
   ],
 )
@@ -154,6 +156,35 @@ def test_leaves_that_an_origin_has_no_name_for_are_named(tmp_path):
   with_own = {**variables, 'params': {**variables['params'], 'extra': {'kernel': np.zeros(2)}}}
   with pytest.raises(UserError, match='akamaster has no name for extra/kernel; names=ours writes every leaf'):
     export.write(tmp_path / 'a.npz', with_own, 'resnet', options, RECORD, 'akamaster')
+
+
+@pytest.mark.parametrize(
+  ('options', 'names', 'message'),
+  [
+    (dict(ceil_mode=True), 'torchvision', "torchvision has head_type='convolution', and this one 'linear'"),
+    (dict(head_type='convolution'), 'torchvision', 'has ceil_mode=True, and this one False'),
+    (dict(head_type='convolution', ceil_mode=True), 'keras', 'has ceil_mode=False, and this one True'),
+  ],
+)
+def test_a_network_that_would_answer_otherwise_under_an_origins_names_is_refused(tmp_path, options, names, message):
+  network = networks.build('squeezenet', options, (64, 64, 3), 5)
+  with pytest.raises(UserError, match=message):
+    export.write(tmp_path / 'a.safetensors', _drawn(network), 'squeezenet', options, RECORD, names)
+
+
+@pytest.mark.parametrize('name', ['a.npz', 'a.safetensors', 'a.h5'])
+def test_a_folder_in_the_way_is_one_message(tmp_path, name):
+  (tmp_path / name).mkdir()
+  options = dict(width=0.125)
+  variables = _drawn(networks.build('mobilenet', options, (32, 32, 3), 5))
+  with pytest.raises(UserError, match=name):
+    export.write(tmp_path / name, variables, 'mobilenet', options, RECORD, 'keras')
+  assert os.listdir(tmp_path) == [name]
+
+
+def test_numbered_names_are_read_and_not_written():
+  assert export.names_for('mobilenet') == ['ours', 'keras', 'keras2']
+  assert export.names_for('vgg') == ['ours', 'torchvision', 'keras']
 
 
 def test_what_is_written_says_what_it_is(tmp_path):

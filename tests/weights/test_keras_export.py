@@ -1,6 +1,9 @@
 """Weights written for Keras: live models load them, by order and by name, and hold the same bits afterwards."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import ml_dtypes
@@ -174,6 +177,46 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
   assert keras_files.read(path)['a/w'][0] == 2
   with pytest.raises(UserError, match=r'cannot write .*nowhere/a\.h5: there is no folder'):
     keras_export.write(tmp_path / 'nowhere' / 'a.h5', [('a', [('w', value)])])
+
+
+@pytest.mark.parametrize(
+  'name, reason',
+  [
+    ('folder.h5', 'Is a directory'),
+    ('file/a.h5', 'there is no folder'),
+    (f'{"n" * 252}.h5', 'File name too long'),
+    (f'{"n" * 300}.h5', 'File name too long'),
+  ],
+)
+def test_a_place_where_no_file_can_be_is_one_message_with_the_path_as_given(tmp_path, name, reason):
+  (tmp_path / 'folder.h5').mkdir()
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError) as error:
+    keras_export.write(tmp_path / name, [('a', [('w', np.ones(3, np.float32))])])
+  assert str(error.value).startswith(f'cannot write {tmp_path / name}: {reason}') and '.tmp' not in str(error.value)
+  assert sorted(place.name for place in tmp_path.iterdir()) == ['file', 'folder.h5']
+
+
+@pytest.mark.parametrize('room', [100, 3000, 20_000])
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, room):
+  # A bound on the size of files fails like a full disk: when HDF5 writes, or only when it closes.
+  program = """if True:
+    import resource, sys
+    from pathlib import Path
+    import numpy as np
+    from transferlab.errors import UserError
+    from transferlab.weights import keras_export
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+    try:
+      keras_export.write(Path(sys.argv[1]), [('a', [('w', np.ones(10_000))])])
+    except UserError as error:
+      print(error)
+  """
+  command = [sys.executable, '-c', program, str(tmp_path / 'a.h5'), str(room)]
+  environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+  said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+  assert said.startswith(f'cannot write {tmp_path / "a.h5"}: ') and said.count('\n') == 1
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

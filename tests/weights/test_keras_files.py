@@ -414,6 +414,68 @@ def test_what_a_graph_added_to_a_weight_s_name_does_not_leak(tmp_path, layer, we
   assert [value[0] for value in contents.values()] == list(range(len(weights)))
 
 
+# ------------------------------------------------------------------------------------------------ Theano
+
+
+def _by_theano(path, weights, **attributes):
+  _legacy_file(path, {'input_1': {}, **weights})
+  with h5py.File(path, 'r+') as file:
+    file.attrs.update({'backend': b'theano', 'keras_version': b'2.2.4', **attributes})
+  return path
+
+
+def test_kernels_of_theano_are_turned_so_that_a_correlation_gives_what_its_convolution_gave(tmp_path):
+  kernel, image = np.random.default_rng(0).normal(size=(3, 2, 4, 5)), np.random.default_rng(1).normal(size=(6, 7, 4))
+  path = _by_theano(tmp_path / 'a.h5', {'conv': {'conv_1/kernel:0': kernel, 'conv_1/bias:0': np.arange(5.0)}})
+  contents = keras_files.read(path)
+  # Convolution by its definition: y[i] = Σ_a k[a] x[i + size - 1 - a].
+  theirs, ours = np.zeros((4, 6, 5)), np.zeros((4, 6, 5))
+  for row in range(3):
+    for column in range(2):
+      theirs += image[2 - row :][:4, 1 - column :][:, :6] @ kernel[row, column]
+      ours += image[row:][:4, column:][:, :6] @ contents['conv/kernel'][row, column]
+  np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+  assert contents['conv/kernel'].flags.c_contiguous and contents['conv/bias'].tolist() == [0, 1, 2, 3, 4]
+  assert contents.notes == ('written with the Theano backend: its 1 convolution kernels were turned by 180 degrees',)
+
+
+@pytest.mark.parametrize(
+  'weight, shape, axes',
+  [
+    ('a/kernel:0', (2, 3, 4, 5, 6), (0, 1, 2)),
+    ('a/recurrent_kernel:0', (3, 3, 2, 8), (0, 1)),
+    ('cell/kernel:0', (3, 3, 2, 8), (0, 1)),
+    # Keras turned these itself before Theano turned them again: its _preprocess_conv2d_depthwise_kernel.
+    ('a/depthwise_kernel:0', (3, 3, 4, 1), ()),
+    ('a/kernel:0', (4, 5), ()),
+    ('a/embeddings:0', (4, 5), ()),
+  ],
+)
+def test_of_theano_s_arrays_only_kernels_of_convolutions_are_turned(tmp_path, weight, shape, axes):
+  values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+  (found,) = keras_files.read(_by_theano(tmp_path / 'a.h5', {'a': {weight: values}})).values()
+  np.testing.assert_array_equal(found, np.flip(values, axes))
+
+
+def test_kernels_whose_names_collide_are_turned_all_the_same(tmp_path):
+  values = np.arange(36, dtype=np.float32).reshape(3, 3, 2, 2)
+  path = _by_theano(tmp_path / 'a.h5', {'a': {'a_1/kernel:0': values, 'a_2/kernel:0': values}})
+  for found in keras_files.read(path).values():
+    np.testing.assert_array_equal(found, values[::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+  'weights, attributes, message',
+  [
+    ({'a/kernel:0': np.zeros((3, 2, 2))}, {}, "holds 'a/kernel', a kernel of three axes, which is turned"),
+    ({'a_W:0': np.zeros((8, 3, 3, 3))}, {'keras_version': b'1.2.2'}, 'written by Keras 1 with Theano'),
+  ],
+)
+def test_what_theano_may_or_may_not_have_turned_is_refused(tmp_path, weights, attributes, message):
+  with pytest.raises(UserError, match=rf'a\.h5.*{message}'):
+    keras_files.read(_by_theano(tmp_path / 'a.h5', {'a': weights}, **attributes))
+
+
 @pytest.mark.parametrize('separator', ['/', '\\'])
 def test_the_older_container_of_layers_is_read(tmp_path, separator):
   path = tmp_path / 'old.weights.h5'

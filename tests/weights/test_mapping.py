@@ -67,7 +67,10 @@ def test_a_layout_moves_axes_as_it_says_and_back(layout, shape, expected):
     ('cnov', "unknown layout 'cnov'; nearest: conv"),
     ('o i, x -> i o', 'unknown layout'),
     ('o i h w -> h w i o', r"layout 'o i h w -> h w i o' does not fit an array of shape \(2, 3\)"),
-    ('o i -> i', 'does not fit'),
+    ('o i -> i', r'does not fit .*: Identifiers only on one side'),
+    ('o i -> i o, reverse=c', r"reverse=c names no axis of 'o i': o, i"),
+    ('o (i j) -> i j o, j=1, reverse=i', r'reverse=i names no axis'),
+    ('o (i j) -> i j o, j=z', 'unknown layout'),
     ('o (c h) -> o c h', 'does not fit'),
   ],
 )
@@ -148,12 +151,34 @@ def test_the_first_rule_that_matches_decides():
     ((r'.*\.weight', 'head/kernel', 'linear'), r'2\.weight would become head/kernel, and so does 0\.weight'),
     ((r'0\.weight', r'head/\2', 'linear'), 'does not fit pattern'),
     ((r'0\.weight', 'head/kernel', 'conv'), r'file\.pth: 0\.weight to head/kernel: layout .* does not fit'),
-    ((r'0\.(weight', 'head/kernel', 'conv'), 'is not a regular expression'),
+    ((r'0\.(weight', 'head/kernel', 'conv'), r'source\.names\.0: pattern .* is not a regular expression'),
   ],
 )
 def test_a_rule_that_does_not_fit_is_one_message(rule, message):
   with pytest.raises(UserError, match=message):
     mapping.by_names(contents(**TORCH), [rule], MLP.shapes())
+
+
+def test_a_rule_that_earlier_ones_leave_nothing_is_refused():
+  with pytest.raises(UserError, match=r'names\.1: rule .* never applies: earlier rules take 0\.weight, 0\.bias'):
+    mapping.by_names(contents(**TORCH), [('0', 'layer1/linear', 'linear'), ('0', 'head', 'linear')], MLP.shapes())
+
+
+def test_counts_of_batches_go_with_no_layer():
+  network = networks.build('convnet', {'width': 4, 'blocks': 1, 'batch_norm': True, 'features': 3}, (8, 8, 1), 2)
+  arrays = {f'bn.{part}': draw(4) for part in ('weight', 'bias', 'running_mean', 'running_var')}
+  file = contents(**arrays, **{'bn.num_batches_tracked': np.int64(3)})
+  mapped = mapping.by_names(file, [('bn', 'block1/norm', 'same')], network.shapes())
+  assert mapped.unmapped == () and len(_read(mapped)) == 2
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite_are_refused_by_name_when_they_are_read(value):
+  broken = TORCH['2.weight'].astype(np.float64)
+  broken[0, 0] = value
+  mapped = mapping.by_names(contents(**{**TORCH, '2.weight': broken}), NAMES, MLP.shapes())
+  with pytest.raises(UserError, match=r'file\.pth: 2\.weight holds NaN or infinity, or numbers too large for float32'):
+    _read(mapped)
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -170,11 +195,13 @@ def test_what_shapes_alone_decide_is_proposed_and_taken_only_when_asked():
 
 
 def test_shapes_that_leave_a_choice_decide_nothing():
-  like = networks.build('mlp', {'hidden': [3]}, (3,), 2).shapes()  # layer1's kernel is 3x3; two arrays are, too
-  file = contents(a=draw(3, 3), b=draw(3, 3), c=draw(3, 2))
+  like = networks.build('mlp', {'hidden': [4]}, (3,), 2).shapes()  # two arrays of layer1's shape
+  file = contents(a=draw(3, 4), b=draw(3, 4), c=draw(4, 2))
   assert mapping.proposals(file, {}, like) == {'head/kernel': ('c', 'same')}
-  twice = networks.build('mlp', {'hidden': [3, 3]}, (3,), 2).shapes()  # one array, and two leaves of its shape
-  assert mapping.proposals(contents(a=draw(3, 3)), {}, twice) == {}
+  twice = networks.build('mlp', {'hidden': [3, 3, 3]}, (2,), 2).shapes()  # one array, and several leaves of its shape
+  assert mapping.proposals(contents(a=draw(3)), {}, twice) == {}
+  square = networks.build('mlp', {'hidden': [3]}, (3,), 2).shapes()  # which way a square lies its shape does not say
+  assert mapping.proposals(contents(a=draw(3, 3)), {}, square) == {}
 
 
 # ------------------------------------------------------------------------------------------------------------ dtypes
@@ -208,6 +235,23 @@ def test_a_file_of_ours_in_a_later_format_is_refused():
     mapping.recognise(contents(said, **{'params/head/kernel': draw(2, 2)}))
 
 
-def test_a_file_of_ours_that_says_nonsense_of_itself_is_refused():
-  with pytest.raises(UserError, match='what it says of itself cannot be read'):
-    mapping.recognise(contents({'transferlab': '1', 'names': 'ours', 'network': '{'}, a=draw(2)))
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'network': '{'},
+    {'network': '[]'},
+    {'transferlab': '"x"'},
+    {'transferlab': '[' * 200_000},
+    {'preprocessing': '{"kind": "image"}'},
+    {'preprocessing': '7'},
+  ],
+)
+def test_a_file_of_ours_that_says_nonsense_of_itself_is_refused(changes):
+  said = {'transferlab': '1', 'names': 'ours', 'network': '{"name": "mlp"}', 'preprocessing': '{}', **changes}
+  with pytest.raises(UserError, match=r'file\.pth: what it says of itself cannot be read'):
+    mapping.recognise(contents(said, a=draw(2)))
+
+
+@pytest.mark.parametrize('metadata', ['hello', '[1]', '[' * 200_000, '{"other": 1}', 7])
+def test_metadata_of_others_are_theirs(metadata):
+  assert mapping.recognise(contents({'__metadata__': metadata}, a=draw(2))) is None

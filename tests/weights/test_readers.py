@@ -53,6 +53,10 @@ def _hdf5(path):
     file['dense']['dense/kernel:0'] = KERNEL
 
 
+def _text(path):
+  path.write_text('{}')
+
+
 WRITERS = {
   'safetensors': _safetensors,
   'npz': _npz,
@@ -102,23 +106,26 @@ def test_parts_reach_the_reader(tmp_path):
 
 # --------------------------------------------------------------------------------------------------------- folders
 @pytest.mark.parametrize(
-  'files, chosen',
+  'files, format, chosen',
   [
-    ({'model.safetensors': _safetensors, 'flax_model.msgpack': _msgpack}, 'safetensors'),
-    ({'x.safetensors': _safetensors, 'config.json': lambda path: path.write_text('{}')}, 'safetensors'),
-    ({'pytorch_model.bin': _torch, 'flax_model.msgpack': _msgpack}, 'PyTorch'),
-    ({'flax_model.msgpack': _msgpack, 'tf_model.h5': _hdf5}, 'Flax msgpack'),
-    ({'checkpoint_9': _npz, 'checkpoint_10': _msgpack}, 'Flax msgpack'),
-    ({'weights.npz': _npz, 'readme.txt': lambda path: path.write_text('x')}, 'npz'),
-    ({'step_5': lambda path: ocp.PyTreeCheckpointer().save(path, {'params': {'w': KERNEL}})}, 'orbax'),
+    ({'model.safetensors': _safetensors, 'flax_model.msgpack': _msgpack}, 'safetensors', 'model.safetensors'),
+    ({'x.safetensors': _safetensors, 'config.json': _text}, 'safetensors', 'x.safetensors'),
+    ({'pytorch_model.bin': _torch, 'flax_model.msgpack': _msgpack}, 'PyTorch', 'pytorch_model.bin'),
+    ({'pytorch_model.bin': _torch, 'adapter.safetensors': _safetensors}, 'PyTorch', 'pytorch_model.bin'),
+    ({'flax_model.msgpack': _msgpack, 'tf_model.h5': _hdf5}, 'Flax msgpack', 'flax_model.msgpack'),
+    ({'checkpoint_9': _npz, 'checkpoint_10': _msgpack}, 'Flax msgpack', 'checkpoint_10'),
+    ({'weights.npz': _npz, 'readme.txt': _text}, 'npz', 'weights.npz'),
+    ({'model_best.pth.tar': _torch}, 'PyTorch', 'model_best.pth.tar'),
+    ({'step_5': lambda path: ocp.PyTreeCheckpointer().save(path, {'params': {'w': KERNEL}})}, 'orbax', ''),
   ],
 )
 @pytest.mark.filterwarnings('ignore::UserWarning')
-def test_a_folder_is_read_by_the_file_that_is_its_weights(tmp_path, files, chosen):
+def test_a_folder_is_read_by_the_file_that_is_its_weights(tmp_path, monkeypatch, files, format, chosen):
+  monkeypatch.setenv('HOME', str(tmp_path.parent))
   for name, write in files.items():
     write(tmp_path / name)
-  found = readers.read(tmp_path)
-  assert found.format == chosen and found.file == str(tmp_path)
+  found = readers.read(f'~/{tmp_path.name}')
+  assert found.format == format and found.file == os.path.join('~', tmp_path.name, *filter(None, [chosen]))
   np.testing.assert_array_equal(next(iter(found.values())), KERNEL)
 
 
@@ -126,14 +133,30 @@ def test_folders_without_weights_or_with_too_many_are_refused(tmp_path):
   (tmp_path / 'readme.txt').write_text('x')
   with pytest.raises(UserError, match=r'no weights of a known format \(PyTorch, safetensors'):
     readers.read(tmp_path)
-  for name in ('a', 'b'):
-    _npz(tmp_path / f'{name}.npz')
-  with pytest.raises(UserError, match=r'holds files of weights; name one of them: a\.npz, b\.npz'):
+
+
+@pytest.mark.parametrize(
+  'files, listed',
+  [
+    ({'a.npz': _npz, 'b.npz': _npz}, ['a.npz', 'b.npz']),
+    # One of them must not be read as if the others were not there, whatever its format.
+    ({'resnet20.th': _torch, 'x.safetensors': _safetensors}, ['resnet20.th', 'x.safetensors']),
+    ({'x.safetensors': _safetensors, 'x.h5': _hdf5, 'x.npz': _npz}, ['x.h5', 'x.npz', 'x.safetensors']),
+    ({'checkpoint_9': _npz, 'checkpoint_10': _npz, 'a.npz': _npz}, ['a.npz', 'checkpoint_10']),
+    ({f'x-{number}-of-2.safetensors': _safetensors for number in (1, 2)}, [f'x-{n}-of-2.safetensors' for n in (1, 2)]),
+    (
+      {'x.bin.index.json': _text, 'x-1-of-2.bin': _torch, 'x-2-of-2.bin': _torch, 'y.npz': _npz},
+      ['x.bin.index.json', 'y.npz'],
+    ),
+    ({'m.weights.json': _text, 'm_00000.weights.h5': _hdf5, 'm.h5': _hdf5}, ['m.h5', 'm.weights.json']),
+  ],
+)
+def test_a_folder_of_several_files_of_weights_asks_for_one(tmp_path, files, listed):
+  for name, write in files.items():
+    write(tmp_path / name)
+  with pytest.raises(UserError) as error:
     readers.read(tmp_path)
-  for name in ('a', 'b'):
-    _safetensors(tmp_path / f'{name}.safetensors')
-  with pytest.raises(UserError, match=r'holds several: a\.safetensors, b\.safetensors'):
-    readers.read(tmp_path)
+  assert str(error.value) == f'{tmp_path} holds several files of weights; name one of them: {", ".join(listed)}'
 
 
 @pytest.mark.parametrize('named', ['', 'pytorch_model.bin.index.json', 'pytorch_model-00002-of-00002.bin'])
@@ -150,7 +173,8 @@ def test_shards_of_pytorch_are_read_by_their_index(tmp_path, named):
   assert {name: array.shape for name, array in found.items()} == {
     n: tuple(t.shape) for s in shards for n, t in s.items()
   }
-  assert found.format == 'PyTorch, 2 shards'
+  assert found.format == 'PyTorch, 2 shards' and found.notes == ()
+  assert found.file == str(tmp_path / (named or 'pytorch_model.bin.index.json'))
   (tmp_path / 'pytorch_model-00001-of-00002.bin').unlink()
   with pytest.raises(
     UserError, match=r'shard pytorch_model-00001-of-00002\.bin is missing; it would hold 2 of 3 tensors'

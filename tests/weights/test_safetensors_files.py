@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from transferlab.errors import UserError
-from transferlab.weights import naming, safetensors_files
+from transferlab.weights import naming, readers, safetensors_files
 
 RANDOM = np.random.default_rng(0)
 
@@ -220,7 +220,7 @@ def sharded(tmp_path):
 
 @pytest.mark.parametrize('named', ['', 'model.safetensors.index.json', 'model-00002-of-00002.safetensors'])
 def test_shards_are_read_by_their_index_however_they_are_named(sharded, named):
-  found = safetensors_files.read(sharded / named)
+  found = readers.read(sharded / named)
   assert list(found) == ['model.c.weight', 'a.weight', 'model.b.weight']
   assert dict(found.metadata) == {'format': 'pt', 'total_size': 104} and found.format == 'safetensors, 2 shards'
   np.testing.assert_array_equal(found['model.c.weight'], np.arange(4))
@@ -231,13 +231,20 @@ def test_shards_are_read_by_their_index_however_they_are_named(sharded, named):
 def test_a_missing_shard_is_named_with_what_it_would_hold(sharded):
   (sharded / 'model-00001-of-00002.safetensors').unlink()
   with pytest.raises(UserError, match=r'shard model-00001-of-00002\.safetensors is missing; it would hold 2 of 3 tens'):
-    safetensors_files.read(sharded)
+    readers.read(sharded)
 
 
 def test_a_shard_that_lacks_what_the_index_promises_is_refused(sharded):
   safetensors.numpy.save_file({'c.wait': np.arange(4)}, sharded / 'model-00002-of-00002.safetensors')
   with pytest.raises(UserError, match=r"'model\.c\.weight' should stand in model-00002.*nearest: c\.wait"):
-    safetensors_files.read(sharded)
+    readers.read(sharded)
+
+
+def test_a_shard_may_hold_more_than_its_index_names_which_is_noted(tmp_path):
+  safetensors.numpy.save_file({'module.model.a': np.ones(2), 'module.b': np.ones(3)}, tmp_path / 'x.safetensors')
+  (tmp_path / 'x.index.json').write_text(json.dumps({'weight_map': {'module.model.a': 'x.safetensors'}}))
+  found = readers.read(tmp_path / 'x.index.json')
+  assert list(found) == ['a'] and '1 tensors of the shards are not in the index, and are left out' in found.notes
 
 
 @pytest.mark.parametrize(
@@ -254,21 +261,25 @@ def test_a_shard_that_lacks_what_the_index_promises_is_refused(sharded):
 def test_a_damaged_index_is_refused_by_whatever_shard_it_is_found(sharded, text, message):
   (sharded / 'model.safetensors.index.json').write_text(text)
   with pytest.raises(UserError, match=message):
-    safetensors_files.read(sharded)
+    readers.read(sharded)
   if 'no index' in message:
     with pytest.raises(UserError, match=message):
-      safetensors_files.read(sharded / 'model-00001-of-00002.safetensors')
+      readers.read(sharded / 'model-00001-of-00002.safetensors')
 
 
-def test_a_folder_of_several_files_without_an_index_asks_for_one(tmp_path):
-  with pytest.raises(UserError, match='holds no safetensors file'):
-    safetensors_files.read(tmp_path)
-  for name in ('a', 'b'):
-    safetensors.numpy.save_file({name: np.ones(1)}, tmp_path / f'{name}.safetensors')
-  with pytest.raises(UserError, match=r'holds several: a\.safetensors, b\.safetensors; name one'):
-    safetensors_files.read(tmp_path)
-  safetensors.numpy.save_file({'c': np.ones(1)}, tmp_path / 'model.safetensors')
-  assert list(safetensors_files.read(tmp_path)) == ['c']
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_every_shard_is_opened_once_and_nothing_untrue_is_said(tmp_path, monkeypatch, prefix):
+  names = [f'{prefix}layer{number}.weight' for number in range(4)]
+  for number, name in enumerate(names):
+    safetensors.numpy.save_file({name: np.full(2, number)}, tmp_path / f'x-{number}-of-4.safetensors')
+  where = {name: f'x-{number}-of-4.safetensors' for number, name in enumerate(names)}
+  (tmp_path / 'x.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
+  header, opened = safetensors_files._header, []
+  monkeypatch.setattr(safetensors_files, '_header', lambda path: opened.append(path.name) or header(path))
+  found = readers.read(tmp_path / 'x-2-of-4.safetensors')
+  assert opened == list(where.values())
+  assert found.format == 'safetensors, 4 shards' and found.notes == (('taken off the names: module',) if prefix else ())
+  assert {name: array.tolist() for name, array in found.items()} == {f'layer{n}.weight': [n, n] for n in range(4)}
 
 
 # ---------------------------------------------------------------------------------------------------------- memory

@@ -713,6 +713,31 @@ def test_cycles_and_deep_lists_without_tensors_are_no_matter(tmp_path):
   assert list(torch_files.read(path)) == ['good', 'cycle.1']
 
 
+def test_keys_nested_beyond_the_stack_are_refused(tmp_path):
+  """To hash such a tuple would end the interpreter, so another one reads; a small stack needs fewer levels."""
+  path = _by_hand(tmp_path / 'a.pt', {}, b'}Vgood\n' + GOOD + b's.')
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-1] + b'(' * 20_000 + b't' * 20_000 + b'a.' + bytes(32))
+  program = f"""if True:
+    import threading
+    from transferlab.errors import UserError
+    from transferlab.weights import torch_files
+    def read():
+      try:
+        torch_files.read({str(path)!r})
+      except UserError as error:
+        print(error)
+    threading.stack_size(2**18)
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+  """
+  environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+  found = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True)
+  assert found.returncode == 0, found.returncode
+  assert 'a.pt is damaged' in found.stdout and 'the key of a storage is no text' in found.stdout
+
+
 def test_an_array_in_the_pickle_that_lies_about_its_size_is_refused(tmp_path):
   path = _save({'a': np.arange(3.0), 'w': torch.ones(1)}, tmp_path / 'a.pt', pickle_protocol=4)
   path = _rewritten(

@@ -20,9 +20,10 @@ from transferlab.paths import flatten
 class Info:
   """What is known about examples.
 
-  `low` and `high` bound the inputs of images. `categories` holds the values of each categorical column of a table,
-  whose inputs are then numbers of values. `notes` are sentences for the report. With several label columns `tasks`
-  holds the `Info` of each, and this one's task, classes and targets are those of the first, by which splits are drawn.
+  `low` and `high` bound the inputs of images, by their format or, where `observed`, by what they happen to be.
+  `categories` holds the values of each categorical column of a table, whose inputs are then numbers of values. `notes`
+  are sentences for the report. With several label columns `tasks` holds the `Info` of each, and this one's task,
+  classes and targets are those of the first, by which splits are drawn.
   """
 
   kind: Literal['image', 'table', 'text']
@@ -33,6 +34,7 @@ class Info:
   categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
   low: float = 0.0
   high: float = 1.0
+  observed: bool = False
   origin: str = ''
   file: str | None = None
   notes: tuple[str, ...] = ()

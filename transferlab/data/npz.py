@@ -137,7 +137,7 @@ def _inputs(
   x = [part if part.ndim == 4 and part.dtype == np.uint8 else _finite(part, key, path) for part in x]
   if x[0].ndim == 4:
     low, high = _range(x)
-    return x, {'kind': 'image', 'low': low, 'high': high}
+    return x, {'kind': 'image', 'low': low, 'high': high, 'observed': high not in (1.0, 255.0)}
   columns = columns or tuple(f'x{i}' for i in range(x[0].shape[1]))
   if len(columns) != x[0].shape[1]:
     raise UserError(f'{path}: {len(columns)} names under columns, and {key!r} has {x[0].shape[1]} columns')

@@ -44,7 +44,7 @@ def fit(
   categorical: Literal['one_hot', 'embedding'] = 'one_hot',
   gaps: bool = False,
 ) -> Record:
-  """The record `{'kind', 'shift', 'scale', 'columns', 'input_shape'}` for training examples, of images also 'range'.
+  """The record `{'kind', 'shift', 'scale', 'columns', 'input_shape'}` for training examples; 'range' where it is known.
 
   Images: the input range becomes [0, 1]; with `standardize` the pixels of each channel get mean 0 and standard
   deviation 1 instead, by the examples or, with `statistics`, by named numbers. Tables: nothing; with `standardize`
@@ -79,7 +79,8 @@ def fit(
     'columns': list(info.columns),
     'input_shape': [int(size) for size in x.shape[1:]],
   }
-  return {**record, 'range': [float(info.low), float(info.high)]} if image else record
+  known = image and not info.observed
+  return {**record, 'range': [float(info.low), float(info.high)]} if known else record
 
 
 def _fit_encoded(x: np.ndarray, info: Info, standardize: bool, categorical: Literal['one_hot', 'embedding']) -> Record:
@@ -152,10 +153,15 @@ def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record,
     return record, _reuse_columns(source, record)
   shift, scale = np.array(source['shift']), np.array(source['scale'])
   notes = ["preprocessing: the source's shift and scale"]
-  if 'range' in source and source['range'] != (mine := target.get('range', source['range'])):
+  if 'range' in source and 'range' in target and source['range'] != (mine := target['range']):
     (low, high), unit = source['range'], mine[1] - mine[0]
     shift, scale = mine[0] + (shift - low) * unit / (high - low), scale * unit / (high - low)
     notes[0] += f", for values in {mine[0]:g} … {mine[1]:g} in place of the source's {low:g} … {high:g}"
+  elif 'range' in source and 'range' not in target:
+    low, high = source['range']
+    notes[0] += (
+      f", as they are: the source's images had {low:g} … {high:g}, and what the target's could have is not known"
+    )
   if len(shift) != (channels := len(target['shift'])):
     how = 'their mean' if channels == 1 else 'in turn'
     notes[0] += f"; {how} for {channels} channels in place of the source's {len(shift)}"

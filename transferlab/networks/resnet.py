@@ -78,6 +78,7 @@ def resnet(
   depth: Annotated[int, pydantic.Field(ge=8, le=1202)] = 20,
   width: Positive = 16,
   shortcut: Literal['A', 'B'] = 'A',
+  blocks: Positive | None = None,
   features: Positive | None = None,
   dropout: Share = 0.0,
 ) -> Network:
@@ -87,23 +88,29 @@ def resnet(
     depth: 8, 14, 20, 32, 44, 56, 110, ….
     width: channels of the first n blocks; doubled twice.
     shortcut: A or B, as in the paper.
+    blocks: how many of the 3n blocks there are: fewer are the first part of the network (partial depth); None: all.
+      A foreign file of fewer blocks is not recognised, as it could be of any depth.
     features: width of a dense stage with ReLU between pool and head; None: no such stage.
     dropout: share of the pooled features that is dropped in training.
 
   Raises:
-    UserError: a depth that is not 6n + 2, or inputs that are no images.
+    UserError: a depth that is not 6n + 2, more blocks than it has, or inputs that are no images.
   """
   if (depth - 2) % 6:
     near = 6 * round((depth - 2) / 6) + 2
     raise UserError(f"network 'resnet': depth is 6n + 2 (8, 14, 20, 32, 44, 56, 110, …), not {depth}; nearest: {near}")
+  size = (depth - 2) // 6
+  kept = 3 * size if blocks is None else blocks
+  if kept > 3 * size:
+    raise UserError(f"network 'resnet': depth {depth} has {3 * size} blocks, not {kept}; nearest: {3 * size}")
   if len(input_shape) != 3:
     raise UserError(f"network 'resnet' takes images [height, width, channels], not inputs {list(input_shape)}")
 
   def create(rngs: nnx.Rngs) -> dict:
     stages: dict = {'stem': Stem(input_shape[-1], width, rngs)}
-    blocks, inputs = (depth - 2) // 6, width
-    for number in range(3 * blocks):
-      group, first = number // blocks, number % blocks == 0
+    inputs = width
+    for number in range(kept):
+      group, first = number // size, number % size == 0
       channels = width * 2**group
       strides = 2 if first and group else 1
       stages[f'block{number + 1}'] = BasicBlock(inputs, channels, strides, shortcut, rngs)

@@ -14,15 +14,13 @@ import numpy as np
 
 from transferlab.data.npz import open_npz
 from transferlab.errors import UserError
-from transferlab.weights import raw
+from transferlab.weights import raw, zips
 from transferlab.weights.contents import Contents, Tensor
 from transferlab.weights.naming import strip_wrappers, tree_contents
 
 FORMAT = 'npz'
 # Members are inflated, and summed, in pieces of this size.
 AT_ONCE = 2**20
-# Bytes before the name in a member's local header (APPNOTE 4.3.7); the lengths of name and extra field end it.
-LOCAL_HEADER = 30
 
 
 def read(path: str | Path, part: str | None = None) -> Contents:
@@ -116,10 +114,7 @@ def _values(
 def _fill_stored(path: str, info: zipfile.ZipInfo, header: int, view: memoryview) -> None:
   """Without zipfile, which reads through copies and begins with the list of all members."""
   with raw.open_file(path) as file:
-    file.seek(info.header_offset)
-    local = file.read(LOCAL_HEADER)
-    lengths = int.from_bytes(local[26:28], 'little') + int.from_bytes(local[28:30], 'little')
-    file.seek(info.header_offset + LOCAL_HEADER + lengths)
+    file.seek(zips.data_start(file, info.header_offset))
     checksum = zlib.crc32(file.read(header))
     raw.fill(file, view, path)
   if zlib.crc32(view, checksum) != info.CRC:

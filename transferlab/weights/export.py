@@ -3,9 +3,10 @@
 What is written says of itself which network it is and what preprocessing belongs to it, so that it is a source again.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from transferlab.errors import UserError, nearest, unknown
 from transferlab.networks import network as networks
 from transferlab.weights import layouts
 from transferlab.weights.mapping import FORMAT, OURS, origins
+from transferlab.weights.origin import Origin
 
 SUFFIXES = ('.safetensors', '.npz', '.h5')
+# Options that parameters do not show.
+HIDDEN = {'ceil_mode', 'head_type', 'pool'}
 # The order in which Keras writes a layer's arrays.
 KERAS_ORDER = (
   *('kernel', 'depthwise_kernel', 'pointwise_kernel', 'recurrent_kernel', 'embeddings'),
@@ -27,7 +31,8 @@ KERAS_ORDER = (
 
 def names_for(network: str) -> list[str]:
   """The names under which a network can be written."""
-  return [OURS, *dict.fromkeys(origin.name for origin in origins() if origin.network == network)]
+  known = [origin.name for origin in origins() if origin.network == network and origin.exported]
+  return [OURS, *dict.fromkeys(known)]
 
 
 def write(
@@ -55,7 +60,7 @@ def write(
     raise UserError(f'--export={path}: the suffix says the format; nearest: {nearest(path.suffix, SUFFIXES)[0]}')
   if names not in (known := names_for(network)):
     raise unknown(f'names for network {network!r}:', names, known)
-  if path.suffix == '.h5' and names != 'keras':
+  if path.suffix == '.h5' and not names.startswith('keras'):
     way = 'add names=keras' if 'keras' in known else f'it has no names for network {network!r}; nearest: .safetensors'
     raise UserError(f"--export={path}: .h5 is Keras' format: {way}")
   if not path.parent.is_dir():
@@ -79,8 +84,9 @@ def _named(
   leaves = {kind: paths.flatten(variables.get(kind, {})) for kind in ('params', 'stats')}
   if names == OURS:
     return {f'{kind}/{path}': np.asarray(leaf) for kind, flat in leaves.items() for path, leaf in flat.items()}, []
-  origin = next(origin for origin in origins() if (origin.network, origin.name) == (network, names))
-  table = origin.table(config.check_options(networks.network_function(network), options, f'network {network!r}'))
+  known = [origin for origin in origins() if (origin.network, origin.name) == (network, names)]
+  options = config.check_options(networks.network_function(network), options, f'network {network!r}')
+  table = known[0].table(options)
   both = {**leaves['params'], **leaves['stats']}
   if homeless := [path for path in both if path not in table]:
     raise UserError(f'{names} has no name for {", ".join(homeless[:3])}; names=ours writes every leaf')
@@ -89,27 +95,53 @@ def _named(
     for ours, (theirs, layout) in table.items()
     if ours in both
   }
+  _check_same(known, options, arrays)
   turned = any('reverse=' in layout for ours, (_, layout) in table.items() if ours in both)
   return arrays, ['the first kernel takes blue, green, red, as the origin does'] if turned else []
 
 
+def _check_same(known: Sequence[Origin], options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+  """That the origin's network under these names computes what ours does.
+
+  Args:
+    known: the origin; several where its files differ in the images they were trained on.
+
+  Raises:
+    UserError: its network has other options, which parameters do not show.
+  """
+  shapes, name = {name: array.shape for name, array in arrays.items()}, known[0].name
+  theirs = next((found for origin in known if (found := origin.options(shapes)) is not None), None)
+  if theirs is None:
+    raise UserError(f'{name} writes no network of these shapes; names=ours writes every leaf')
+  for option in HIDDEN & set(theirs):
+    if options[option] != (value := theirs[option]):
+      raise UserError(
+        f'the network of {name} has {option}={value!r}, and this one {options[option]!r}: with the same weights it '
+        'would answer otherwise; names=ours writes every leaf'
+      )
+
+
 def _write(path: Path, arrays: Mapping[str, np.ndarray], said: Mapping[str, str]) -> None:
-  """Whole or not at all."""
-  partial = path.with_name(f'.{path.name}.partial{path.suffix}')
+  """Whole or not at all. Raises `UserError` where the file system refuses."""
+  if path.suffix == '.h5':
+    from transferlab.weights import keras_export
+
+    keras_export.write(path, _keras_layers(arrays), said)
+    return
+  partial = path.with_name(f'.{path.name}.{os.getpid()}.partial{path.suffix}')
   try:
     if path.suffix == '.safetensors':
-      from safetensors.numpy import save_file
+      from safetensors.numpy import save
 
-      save_file(dict(arrays), partial, metadata=dict(said))
-    elif path.suffix == '.npz':
-      np.savez(partial, __metadata__=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
+      partial.write_bytes(save(dict(arrays), metadata=dict(said)))
     else:
-      from transferlab.weights import keras_export
-
-      keras_export.write(partial, _keras_layers(arrays), said)
+      np.savez(partial, __metadata__=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
     os.replace(partial, path)
+  except OSError as error:
+    raise UserError(f'--export={path}: {error.strerror}') from None
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
 
 
 def _keras_layers(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:

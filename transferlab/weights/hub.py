@@ -4,26 +4,16 @@ Uses the network, through huggingface_hub where it is installed. What is in the 
 """
 
 import dataclasses
-import fnmatch
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from transferlab.errors import UserError, nearest
-from transferlab.weights import shards
+from transferlab.weights import folders, shards
 
 PREFIX = 'hf:'
 FORM = 'hf:ORG/NAME, hf:ORG/NAME@REVISION or hf:ORG/NAME/FILE'
-# The first that a repository has is taken; patterns only where one file matches.
-PREFERRED = (
-  'model.safetensors',
-  'model.safetensors.index.json',
-  'pytorch_model.bin',
-  'pytorch_model.bin.index.json',
-  'flax_model.msgpack',
-)
-PATTERNS = ('*.safetensors', '*.npz', '*.h5')
 # Records about the weights; each becomes an entry of the metadata, by the name without its suffix.
 RECORDS = ('config.json', 'preprocessor_config.json')
 # Seconds for the first answer. The library's own listing retries for half a minute where there is no network.
@@ -68,7 +58,7 @@ def parse(spec: str) -> Spec:
 
 
 def fetch(spec: str) -> Fetched:
-  """The weights of a repository: the file that is named, or the one that `PREFERRED` and `PATTERNS` choose.
+  """The weights of a repository: the file that is named, or the one that `folders` chooses.
 
   Without network, or with HF_HUB_OFFLINE=1, what the cache holds is read.
 
@@ -123,17 +113,13 @@ def _listing(library: Any, asked: Spec, spec: str) -> tuple[list[str], str, list
 
 
 def _chosen(files: list[str], asked: Spec) -> str:
-  for name in PREFERRED:
-    if name in files:
-      return name
-  for pattern in PATTERNS:
-    anywhere = [file for file in files if fnmatch.fnmatchcase(file, pattern)]
-    found = [file for file in anywhere if '/' not in file] or anywhere
-    if len(found) == 1:
-      return found[0]
-    if found:
-      shown = ', '.join(found[:8])
-      raise UserError(f'hf:{asked.repository} holds several files of weights: {shown}; name one: {FORM}')
+  """The weights on the uppermost level, or else below it."""
+  found = folders.weights_among([file for file in files if '/' not in file]) or folders.weights_among(files)
+  if len(found) == 1:
+    return found[0]
+  if found:
+    shown = ', '.join(found[:8])
+    raise UserError(f'hf:{asked.repository} holds several files of weights: {shown}; name one: {FORM}')
   shown = ', '.join(files[:12]) or 'nothing'
   raise UserError(f'hf:{asked.repository} holds no weights of a known name, but {shown}; name a file: {FORM}')
 

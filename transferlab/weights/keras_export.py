@@ -3,7 +3,9 @@
 The layout is the legacy one of HDF5 weights, which Keras 2 and 3 both read; reading it back is keras_files.py's.
 """
 
+import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,10 +42,10 @@ def write(path: Path, layers: Layers, metadata: Mapping[str, str] = {}) -> None:
   import h5py
 
   _check(layers, path)
-  if not path.parent.is_dir():
-    raise UserError(f'cannot write {path}: there is no folder {str(path.parent)!r}')
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
+    if not path.parent.is_dir():
+      raise UserError(f'cannot write {path}: there is no folder {str(path.parent)!r}')
     with h5py.File(temporary, 'w') as file:
       for key, value in {**_METADATA, **metadata}.items():
         file.attrs[key] = value
@@ -55,10 +57,19 @@ def write(path: Path, layers: Layers, metadata: Mapping[str, str] = {}) -> None:
         for own, (_, array) in zip(names, weights):
           group.create_dataset(own, data=_plain(array))
     os.replace(temporary, path)
-  except OSError as error:
-    raise UserError(f'cannot write {path}: {error.strerror or str(error).splitlines()[0]}') from None
+  except (OSError, RuntimeError) as error:  # HDF5 raises either, and names the temporary file
+    raise UserError(f'cannot write {path}: {_reason(error)}') from None
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
+def _reason(error: Exception) -> str:
+  """What the system said, without the name of a file."""
+  if number := getattr(error, 'errno', None):
+    return os.strerror(number)
+  said = re.search("error message = '([^']+)'", str(error))
+  return said[1] if said else f'HDF5 says: {str(error).partition("(")[0].strip() or type(error).__name__}'
 
 
 def _check(layers: Layers, path: Path) -> None:

@@ -7,9 +7,9 @@ is data: nothing in it is built, and links that lead out of the file are refused
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import math
+import re
 import shutil
 import tempfile
 import zipfile
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from transferlab.errors import UserError, nearest, unknown
-from transferlab.weights import keras_names
+from transferlab.weights import keras_names, zips
 from transferlab.weights.contents import Contents, Tensor
 from transferlab.weights.keras_names import Named, Stored
 
@@ -28,6 +28,8 @@ _WEIGHTS, _CONFIG, _METADATA = 'model.weights.h5', 'config.json', 'metadata.json
 _INDEX = '.weights.json'
 # Attributes of a whole model that say more than a report has room for.
 _LARGE = ('model_config', 'training_config')
+# What a convolution calls its kernel, also where the rest of the name could not be made out.
+_KERNEL = re.compile(r'(^|/)(recurrent_)?kernel(_\d+)?(:\d+)?$')
 # A file that declares more than this, and this many times what it stores, would fill the memory with nothing.
 _BOMB, _EXPANSION = 1 << 32, 1000
 
@@ -138,38 +140,11 @@ def _opened(path: Path) -> Any:
   return h5py.File(path, 'r', locking='best-effort')
 
 
-class _Window(io.RawIOBase):
-  """A stretch of a file as a file of its own, so that an archive's weights are read where they lie."""
-
-  def __init__(self, file: io.FileIO, start: int, size: int):
-    self._file, self._start, self._size, self._place = file, start, size, 0
-
-  def readable(self) -> bool:
-    return True
-
-  def seekable(self) -> bool:
-    return True
-
-  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-    self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-    return self._place
-
-  def tell(self) -> int:
-    return self._place
-
-  def readinto(self, buffer: Any) -> int:
-    view = memoryview(buffer).cast('B')[: max(self._size - self._place, 0)]
-    self._file.seek(self._start + self._place)
-    count = self._file.readinto(view)
-    self._place += count
-    return count
-
-
 @contextlib.contextmanager
 def _inside(path: Path, start: int, size: int) -> Iterator[Any]:
   import h5py
 
-  with path.open('rb', buffering=0) as file, h5py.File(_Window(file, start, size), 'r') as opened:
+  with path.open('rb', buffering=0) as file, h5py.File(zips.Window(file, start, size), 'r') as opened:
     yield opened
 
 
@@ -196,11 +171,9 @@ def _json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
 
 
 def _stretch(path: Path, info: zipfile.ZipInfo) -> Callable[[], Any]:
-  """Opens a member that is stored as it is: behind its local header, whose two lengths are its own."""
+  """Opens a member that is stored as it is, where it lies."""
   with path.open('rb') as file:
-    file.seek(info.header_offset + 26)
-    lengths = file.read(4)
-  start = info.header_offset + 30 + sum(int.from_bytes(lengths[at : at + 2], 'little') for at in (0, 2))
+    start = zips.data_start(file, info.header_offset)
   return functools.partial(_inside, path, start, info.file_size)
 
 
@@ -297,7 +270,8 @@ def _legacy(source: _Source, file: Any, group: Any) -> _Model:
     key: text for place in (group, file) for key in place.attrs if (text := _plain(place, key)) and key not in _LARGE
   }
   if found.get('backend') == 'theano':
-    notes.append('written with the Theano backend, which turns convolution kernels by 180 degrees')
+    named, note = _turned(source, named, found)
+    notes.append(note)
   whole = group is not file
   parts = {'model_weights' if whole else 'weights': named}
   if whole and 'optimizer_weights' in file:
@@ -305,6 +279,28 @@ def _legacy(source: _Source, file: Any, group: Any) -> _Model:
     weights = _texts(folder, 'weight_names') or []
     parts['optimizer_weights'] = [item for weight in weights for item in _named(source, folder, weight, weight)]
   return _Model(parts, config, found, tuple(notes))
+
+
+def _turned(source: _Source, named: list[Named], said: dict[str, str]) -> tuple[list[Named], str]:
+  """The weights of a Theano model as others need them, and a note: its convolution turns a kernel by 180 degrees.
+
+  As Keras 2 loads such files: all axes but those of the channels are reversed. Depthwise kernels stay, which Keras'
+  Theano backend turned itself before it used them.
+  """
+  if not said.get('keras_version', '1').startswith('2'):
+    raise UserError(f'{source.label} was written by Keras 1 with Theano; load and save it once with Keras 2')
+  kernels = [item for item in named if _KERNEL.search(item.name)]
+  if unclear := [item.name for item in kernels if len(item.tensor.shape) == 3]:
+    what = 'a kernel of three axes, which is turned by 180 degrees in Conv1D and is not in LocallyConnected'
+    raise UserError(f'{source.label} was written with Theano and holds {unclear[0]!r}, {what}; save it with TensorFlow')
+  turning = {item.name for item in kernels if len(item.tensor.shape) in (4, 5)}
+  turn = lambda tensor: dataclasses.replace(tensor, read=functools.partial(_read_turned, tensor))
+  found = [dataclasses.replace(item, tensor=turn(item.tensor)) if item.name in turning else item for item in named]
+  return found, f'written with the Theano backend: its {len(turning)} convolution kernels were turned by 180 degrees'
+
+
+def _read_turned(tensor: Tensor) -> np.ndarray:
+  return np.ascontiguousarray(np.flip(tensor.read(), tuple(range(len(tensor.shape) - 2))))
 
 
 def _named(source: _Source, folder: Any, name: str, weight: str) -> list[Named]:

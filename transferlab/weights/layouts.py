@@ -31,8 +31,12 @@ def _parsed(layout: str) -> tuple[str, str, dict[str, int], tuple[str, ...]]:
   pattern, *options = [part.strip() for part in LAYOUTS.get(layout, layout).split(',')]
   theirs, arrow, ours = pattern.partition('->')
   pairs = [option.partition('=') for option in options]
-  if not arrow or not all(re.fullmatch(r'\w+=\w+', option) for option in options):
+  if not arrow or not all(re.fullmatch(r'reverse=[^\W\d]\w*|[^\W\d]\w*=[0-9]{1,9}', option) for option in options):
     raise UserError(f'unknown layout {layout!r}; nearest: {nearest(layout, LAYOUTS)[0]}, or a pattern o i -> i o')
+  axes = [axis for axis in theirs.split() if axis.isidentifier()] if '(' not in theirs else []
+  for name, _, value in pairs:
+    if name == 'reverse' and value not in axes:
+      raise UserError(f'layout {layout!r}: reverse={value} names no axis of {theirs.strip()!r}: {", ".join(axes)}')
   sizes = {name: int(value) for name, _, value in pairs if name != 'reverse'}
   return theirs.strip(), ours.strip(), sizes, tuple(value for name, _, value in pairs if name == 'reverse')
 
@@ -64,7 +68,7 @@ def _turned(array: Any, layout: str, *, forth: bool) -> Any:
       return einops.rearrange(_flipped(array, left, flipped), pattern, **sizes)
     return _flipped(einops.rearrange(array, pattern, **sizes), left, flipped)
   except (einops.EinopsError, ValueError, IndexError) as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().splitlines()[-1].strip()
     raise UserError(f'layout {layout!r} does not fit an array of shape {tuple(array.shape)}: {reason}') from None
 
 

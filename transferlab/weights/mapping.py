@@ -3,6 +3,7 @@
 Values are read when a transplant takes them, and not before. What stays unmapped is listed, never dropped in silence.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -17,7 +18,8 @@ from transferlab import paths
 from transferlab.errors import UserError, nearest
 from transferlab.weights import layouts
 from transferlab.weights.contents import Contents, Tensor
-from transferlab.weights.origin import SYMMETRIC, Origin, Table
+from transferlab.weights.inputs import stated
+from transferlab.weights.origin import Origin, Table
 
 OURS = 'ours'
 # What others call the leaves of a layer.
@@ -45,6 +47,10 @@ class Leaf:
   Attributes:
     shape, dtype: in our layout, as our networks have it.
     name: theirs.
+    file: for messages.
+
+  Raises:
+    UserError: the values are read, and are not all finite.
   """
 
   shape: tuple[int, ...]
@@ -52,6 +58,7 @@ class Leaf:
   name: str
   tensor: Tensor
   layout: str
+  file: str
 
   @property
   def origin(self) -> str:
@@ -59,8 +66,13 @@ class Leaf:
     return self.name if self.layout == 'same' else f'{self.name}, {layouts.LAYOUTS.get(self.layout, self.layout)}'
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    values = layouts.ours(self.tensor.read(), self.layout)
-    return np.ascontiguousarray(values, self.dtype if dtype is None else dtype)
+    with np.errstate(over='ignore'):
+      values = np.ascontiguousarray(
+        layouts.ours(self.tensor.read(), self.layout), self.dtype if dtype is None else dtype
+      )
+    if not np.isfinite(values).all():
+      raise UserError(f'{self.file}: {self.name} holds NaN or infinity, or numbers too large for {values.dtype}')
+    return values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,11 +127,9 @@ def recognise(contents: Contents) -> Recognised | None:
   Every name of the file has its place then, every leaf but those of a head that was left out its name, and all shapes
   are those of our network.
   """
-  if said := _said(contents):
-    if said['transferlab'] > FORMAT:
-      raise UserError(f'{contents.file} has format {said["transferlab"]}; this program reads formats up to {FORMAT}')
-    if said['names'] == OURS:
-      return _own(contents, said)
+  own = said(contents)
+  if own.get('names') == OURS:
+    return _own(contents, own)
   for origin in origins():
     valueless = re.compile(origin.valueless)
     shapes = {name: tensor.shape for name, tensor in contents.tensors.items() if not valueless.fullmatch(name)}
@@ -129,32 +139,47 @@ def recognise(contents: Contents) -> Recognised | None:
   return None
 
 
-def _said(contents: Contents) -> dict[str, Any]:
-  """What a file that export.py wrote says of itself; nothing for others.
+def said(contents: Contents) -> dict[str, Any]:
+  """What a file of export.py's says of itself: 'names', 'network', 'options', 'preprocessing'; nothing for others.
 
   Raises:
-    UserError: it cannot be read.
+    UserError: it cannot be read, or is of a format newer than this program.
   """
+  given: Any = contents.metadata
+  with contextlib.suppress(ValueError, RecursionError, TypeError):
+    given = json.loads(given['__metadata__']) if '__metadata__' in given else given
+  if not isinstance(given, Mapping) or 'transferlab' not in given:
+    return {}
   try:
-    given = json.loads(contents.metadata.get('__metadata__', 'null')) or contents.metadata
-    if 'transferlab' not in given:
-      return {}
-    said = {name: json.loads(given[name]) for name in ('transferlab', 'network', 'preprocessing')}
-    return {**said, 'names': given['names'], 'name': said['network'].pop('name')}
-  except (KeyError, ValueError, TypeError, AttributeError) as error:
+    number = int(given['transferlab'])
+    network, record = json.loads(given['network']), json.loads(given['preprocessing'])
+    found = {
+      'names': given['names'],
+      'network': network.pop('name'),
+      'options': network,
+      'preprocessing': record or None,
+    }
+    if record and not {'kind', 'shift', 'scale', 'columns', 'input_shape'} <= set(record):
+      raise ValueError
+  except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f'{contents.file}: what it says of itself cannot be read ({type(error).__name__})') from None
+  if number > FORMAT:
+    raise UserError(f'{contents.file} has format {number}; this program reads formats up to {FORMAT}')
+  return found
 
 
-def _own(contents: Contents, said: Mapping[str, Any]) -> Recognised:
+def _own(contents: Contents, own: Mapping[str, Any]) -> Recognised:
   """A file under our own names; one under an origin's names is recognised as one of that origin's."""
   variables: dict[str, dict[str, Leaf]] = {'params': {}, 'stats': {}}
   for name, tensor in contents.tensors.items():
     kind, path = ('stats', name.removeprefix('stats/')) if name.startswith('stats/') else ('params', name)
-    variables[kind][path.removeprefix('params/')] = Leaf(tensor.shape, tensor.dtype, name, tensor, 'same')
+    variables[kind][path.removeprefix('params/')] = Leaf(
+      tensor.shape, tensor.dtype, name, tensor, 'same', contents.file
+    )
   heads = [leaf.shape[-1] for path, leaf in variables['params'].items() if paths.stage_of(path) == 'head']
-  origin = Origin('transferlab', said['name'], lambda shapes: None, lambda options: {}, SYMMETRIC)
+  origin = Origin('transferlab', own['network'], lambda shapes: None, lambda options: {}, None)
   mapped = Mapped({kind: paths.unflatten(flat) for kind, flat in variables.items()}, ())
-  return Recognised(origin, said['network'], heads[0] if heads else None, mapped, said['preprocessing'])
+  return Recognised(origin, own['options'], heads[0] if heads else None, mapped, own['preprocessing'])
 
 
 def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Recognised | None:
@@ -165,15 +190,22 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   if any(paths.stage_of(ours) != 'head' for ours in set(table) - set(present)):
     return None
   sizes = {ours: layouts.shape(contents.tensors[theirs].shape, layout) for ours, (theirs, layout) in present.items()}
-  outputs = next((shape[-1] for ours, shape in sizes.items() if paths.stage_of(ours) == 'head'), None)
+  outputs = next((shape[-1] for ours, shape in sizes.items() if shape and paths.stage_of(ours) == 'head'), None)
   channels = next(shape[-2] for shape in sizes.values() if len(shape) > 1)
-  size = origin.inputs.size
+  if channels != 3:  # colours are in the order blue, green, red only where they are three
+    present = {ours: (theirs, layout.replace(', reverse=i', '')) for ours, (theirs, layout) in present.items()}
+  size = origin.inputs.size if origin.inputs else origin.size
+  own = said(contents)
+  options = {**options, **(own['options'] if own.get('network') == origin.network else {})}
   built = networks.build(origin.network, options, (size, size, channels), outputs or 1)
   mapped = _mapped(contents, present, built.shapes(), origin.valueless)
-  like = {path: leaf for kind in built.shapes().values() for path, leaf in paths.flatten(kind).items()}
+  like = _leaves(built.shapes())
   if any(sizes[ours] != tuple(like[ours].shape) for ours in present) or mapped.unmapped:
     return None
-  record = _said(contents).get('preprocessing') or origin.inputs.record(channels)
+  known = stated(contents.metadata) or origin.inputs
+  record = own.get('preprocessing') or (known.record(channels) if known else None)
+  if origin.doubt and record is None:
+    mapped = dataclasses.replace(mapped, notes=(*mapped.notes, origin.doubt))
   return Recognised(origin, options, outputs, mapped, record)
 
 
@@ -196,17 +228,14 @@ def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_sh
   table: Table = {}
   for number, (pattern, template, layout) in enumerate(names):
     what = f'config.source.names.{number}'
-    expression = paths.compiled(pattern)
-    hits = {name: match for name in contents.tensors if (match := _match(expression, name))}
-    if not hits:
-      near = ', '.join(nearest(pattern, contents.tensors))
-      raise UserError(f'{what}: pattern {pattern!r} matches no name in {contents.file}; nearest: {near}')
     taken = {theirs for theirs, _ in table.values()}
-    for name, match in hits.items():
-      if name not in taken:
-        path = _leaf(_expanded(match, template, what), name, leaves)
-        axes = len(contents.tensors[name].shape)
-        _enter(table, name, path, layout if axes > 1 or path == template else 'same', leaves, what)
+    hits = _hits(contents, pattern, what)
+    if not (free := {name: match for name, match in hits.items() if name not in taken}):
+      raise UserError(f'{what}: rule {pattern!r} never applies: earlier rules take {", ".join(list(hits)[:3])}')
+    for name, match in free.items():
+      path = _leaf(_expanded(match, template, what), name, leaves)
+      axes = len(contents.tensors[name].shape)
+      _enter(table, name, path, layout if axes > 1 or path == template else 'same', leaves, what)
   if by_shape:
     table |= proposals(contents, table, like)
   mapped = _mapped(contents, table, like, Origin.valueless)
@@ -217,9 +246,22 @@ def _leaves(like: Mapping[str, Any]) -> dict[str, Any]:
   return {path: leaf for kind in ('params', 'stats') for path, leaf in paths.flatten(like.get(kind, {})).items()}
 
 
-def _match(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
-  """The match of a name, or of the layer it belongs to."""
-  return expression.fullmatch(name) or expression.fullmatch(re.sub(r'[./][^./]*$', '', name))
+def _hits(contents: Contents, pattern: str, what: str) -> dict[str, re.Match[str]]:
+  """The names that a pattern matches, whole or by the layer they belong to."""
+  try:
+    expression = paths.compiled(pattern)
+  except UserError as error:
+    raise UserError(f'{what}: {error}') from None
+  hits = {}
+  for name in contents.tensors:
+    counted = re.fullmatch(Origin.valueless, name)  # goes with no layer
+    match = expression.fullmatch(name) or (None if counted else expression.fullmatch(re.sub(r'[./][^./]*$', '', name)))
+    if match:
+      hits[name] = match
+  if not hits:
+    near = ', '.join(nearest(pattern, contents.tensors))
+    raise UserError(f'{what}: pattern {pattern!r} matches no name in {contents.file}; nearest: {near}')
+  return hits
 
 
 def _expanded(match: re.Match[str], template: str, what: str) -> str:
@@ -261,7 +303,7 @@ def _mapped(contents: Contents, table: Table, like: Mapping[str, Any], valueless
       shape = layouts.shape(tensor.shape, layout)
     except UserError as error:
       raise UserError(f'{contents.file}: {theirs} to {ours}: {error}') from None
-    variables['stats' if ours in stats else 'params'][ours] = Leaf(shape, dtype, theirs, tensor, layout)
+    variables['stats' if ours in stats else 'params'][ours] = Leaf(shape, dtype, theirs, tensor, layout, contents.file)
   used = {theirs for theirs, _ in table.values()}
   left = [name for name in contents.tensors if name not in used]
   plain = tuple(name for name in left if not re.fullmatch(valueless, name))
@@ -287,6 +329,8 @@ def proposals(contents: Contents, table: Table, like: Mapping[str, Any]) -> Tabl
   for name, tensor in contents.tensors.items():
     if name in taken:
       continue
+    if len(tensor.shape) == 2 and len(set(tensor.shape)) == 1 < tensor.shape[0]:
+      continue  # square: its shape does not say which way it lies
     layout = _usual_layout(name, tensor.shape)
     shape = layouts.shape(tensor.shape, layout)
     for path in free:

@@ -50,13 +50,19 @@ class Origin:
     network: the name of our network.
     options: `options(shapes)` gives our network's options from names and shapes; None where the file is another.
     table: `table(options)` gives every leaf of our network with these options, head included.
-    inputs: the images that published weights of this kind were trained on.
+    inputs: the images that published weights of this kind were trained on; None: nothing is known of them.
     valueless: names (a regular expression) that carry nothing of use, such as counts of batches.
+    size: side of the images for which the network is built where `inputs` is None.
+    doubt: a sentence for the report on what a file of this origin leaves unsaid.
+    exported: whether a network can be written under these names.
   """
 
   name: str
   network: str
   options: Callable[[Shapes], dict[str, Any] | None]
   table: Callable[[Mapping[str, Any]], Table]
-  inputs: Inputs
+  inputs: Inputs | None
   valueless: str = r'.*num_batches_tracked'
+  size: int = 224
+  doubt: str = ''
+  exported: bool = True

@@ -18,6 +18,7 @@ from pathlib import Path
 from transferlab.errors import UserError, nearest
 from transferlab.weights import (
   array_files,
+  folders,
   hub,
   keras_files,
   msgpack_files,
@@ -30,19 +31,6 @@ from transferlab.weights.contents import Contents
 
 FORMATS = 'PyTorch, safetensors, Keras (.h5, .weights.h5, .keras), npz, Flax msgpack, orbax'
 Reader = Callable[[Path, str | None], Contents]
-# Files of weights in a folder, in the order of preference; patterns only where one file matches.
-NAMES = (
-  'model.safetensors.index.json',
-  '*.safetensors.index.json',
-  'model.safetensors',
-  '*.safetensors',
-  'pytorch_model.bin.index.json',
-  'pytorch_model.bin',
-  'flax_model.msgpack.index.json',
-  'flax_model.msgpack',
-)
-NUMBERED = re.compile(r'checkpoint_(\d+)')
-SUFFIXES = ('.safetensors', '.pt', '.pth', '.th', '.bin', '.ckpt', '.h5', '.hdf5', '.keras', '.npz', '.msgpack')
 SHARD = re.compile(r'.*-(\d+)-of-(\d+)\.\w+')
 HDF5, ZIP = b'\x89HDF\r\n\x1a\n', (b'PK\3\4', b'PK\5\6')
 # What people take for weights, by how it begins.
@@ -68,55 +56,48 @@ def read(spec: str | Path, part: str | None = None) -> Contents:
   named = str(spec)
   fetched = hub.fetch(named) if named.startswith(hub.PREFIX) else None
   try:
-    found = _opened(fetched.path if fetched else Path(os.path.expanduser(named)), part)
+    found = _opened(fetched.path if fetched else Path(os.path.expanduser(named)), part, named)
   except OSError as error:  # no right to read, a broken disk, a name that is too long
     raise UserError(f'{named} cannot be read ({error.strerror or type(error).__name__})') from None
   if fetched is None:
-    return dataclasses.replace(found, file=named)
+    return found
   metadata, notes = {**found.metadata, **fetched.metadata}, (*found.notes, *fetched.notes)
-  return dataclasses.replace(found, file=named, metadata=metadata, notes=notes)
+  return dataclasses.replace(found, metadata=metadata, notes=notes)
 
 
-def _opened(path: Path, part: str | None) -> Contents:
+def _opened(path: Path, part: str | None, named: str) -> Contents:
   if path.is_dir():
-    return _folder(path, part)
+    return _folder(path, part, named)
   if not path.is_file():
     raise _missing(path)
   index = shards.index_of(path)
   if index is None:
     found, shard = _reader(path)(path, part), SHARD.fullmatch(path.name)
     alone = (f'one shard of {int(shard[2])}, read alone: no index lies beside it',) if shard else ()
-    return dataclasses.replace(found, notes=(*found.notes, *alone))
+    return dataclasses.replace(found, file=named, notes=(*found.notes, *alone))
   if part is not None:
     raise UserError(f'{path}: weights in shards have no parts, so there is no part {part!r}')
-  return shards.read(index, lambda shard: _reader(shard)(shard, None), str(path))
+  return shards.read(index, _shard, named)
 
 
-def _folder(folder: Path, part: str | None) -> Contents:
-  """The weights in a folder: a checkpoint of orbax, one of ours, or the file that `NAMES` chooses."""
+def _shard(path: Path) -> Contents:
+  reader = _reader(path)
+  return safetensors_files.as_written(path) if reader is safetensors_files.read else reader(path, None)
+
+
+def _folder(folder: Path, part: str | None, named: str) -> Contents:
+  """The weights in a folder: a checkpoint of orbax, one of ours, or the file that `folders` chooses."""
   from transferlab.weights import orbax_files
 
   # First, for a run of ours may hold exported files beside its checkpoints.
   if orbax_files.is_orbax(folder):
-    return orbax_files.read(folder, part)
-  for name in NAMES:
-    found = sorted(folder.glob(name))
-    if len(found) > 1:
-      raise UserError(f'{folder} holds several: {", ".join(file.name for file in found[:8])}; name one of them')
-    if found:
-      return _opened(found[0], part)
-  numbered = [child for child in folder.iterdir() if child.is_file() and NUMBERED.fullmatch(child.name)]
-  if numbered:
-    return _opened(max(numbered, key=lambda child: int(child.name.rpartition('_')[2])), part)
-  files = sorted(child.name for child in folder.iterdir() if child.is_file() and child.suffix in SUFFIXES)
+    return dataclasses.replace(orbax_files.read(folder, part), file=named)
+  files = folders.weights_among([child.name for child in folder.iterdir() if child.is_file()])
   if len(files) == 1:
-    return _opened(folder / files[0], part)
-  what = (
-    f'files of weights; name one of them: {", ".join(files[:8])}'
-    if files
-    else 'no complete checkpoint of a run, and no weights of a known format'
-  )
-  raise UserError(f'{folder} holds {what}' + ('' if files else f' ({FORMATS})'))
+    return _opened(folder / files[0], part, os.path.join(named, files[0]))
+  if files:
+    raise UserError(f'{folder} holds several files of weights; name one of them: {", ".join(files[:8])}')
+  raise UserError(f'{folder} holds no complete checkpoint of a run, and no weights of a known format ({FORMATS})')
 
 
 def _reader(path: Path) -> Reader:

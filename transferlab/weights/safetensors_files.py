@@ -1,4 +1,4 @@
-"""Weights in safetensors files, whole or in shards. Reads files.
+"""Weights in safetensors files. Reads files.
 
 The header is parsed here: the library's NumPy side knows neither bfloat16 nor float8, and holds every array twice.
 The format: 8 bytes with the length of the header, the header as JSON, and the arrays, one behind the other.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transferlab.errors import UserError
-from transferlab.weights import raw, shards
+from transferlab.weights import raw
 from transferlab.weights.contents import Contents, Tensor
 from transferlab.weights.naming import strip_wrappers
 
@@ -40,39 +40,24 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def read(path: str | Path, part: str | None = None) -> Contents:
-  """The tensors of a file; of all shards where it is an index, a folder, or a shard whose index lies beside it.
+  """The tensors of one file; a shard is read alone.
 
   Args:
     part: must be None: a file of this format has no parts.
 
   Raises:
-    UserError: no such file, a damaged or truncated one, a missing shard, or a dtype that NumPy cannot hold.
+    UserError: no such file, a damaged or truncated one, or a dtype that NumPy cannot hold.
   """
   if part is not None:
     raise UserError(f'{path}: a safetensors file has no parts, so there is no part {part!r}')
-  file = _in_folder(Path(path)) if Path(path).is_dir() else Path(path)
-  index = shards.index_of(file)
-  if index is not None:
-    return shards.read(index, _single, str(path))
-  contents = _single(file)
+  contents = as_written(Path(path))
   names, note = strip_wrappers(contents.tensors)
   tensors = {names[name]: tensor for name, tensor in contents.tensors.items()}
   return Contents(str(path), FORMAT, tensors, metadata=contents.metadata, notes=(note,) if note else ())
 
 
-def _in_folder(folder: Path) -> Path:
-  """The index, or else the only file, of a folder."""
-  for pattern in (f'model{SUFFIX}{shards.SUFFIX}', f'*{SUFFIX}{shards.SUFFIX}', f'model{SUFFIX}', f'*{SUFFIX}'):
-    found = sorted(folder.glob(pattern))
-    if len(found) > 1:
-      raise UserError(f'{folder} holds several: {", ".join(file.name for file in found[:8])}; name one of them')
-    if found:
-      return found[0]
-  raise UserError(f'{folder} holds no safetensors file')
-
-
-def _single(path: Path) -> Contents:
-  """One file, with names as they stand in it."""
+def as_written(path: Path) -> Contents:
+  """One file with its names as they stand in it, as an index of shards refers to them. Raises as `read`."""
   header, start, size = _header(path)
   metadata = header.pop('__metadata__', {})
   if not isinstance(metadata, dict):

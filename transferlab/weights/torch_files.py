@@ -134,6 +134,8 @@ def _open_legacy(path: Path, size: int) -> Archive:
         itemsizes[storage[0]] = torch_tensors.itemsize(storage[1])
     blocks = {}
     for key in keys if isinstance(keys, list) else ():
+      if not isinstance(key, str):  # to hash a deep tuple overflows C's stack
+        raise ValueError('the key of a storage is no text')
       count, start = struct.unpack('<q', file.read(8))[0], file.tell()
       length = count * itemsizes[key]
       if length < 0 or start + length > size:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from transferlab.errors import UserError
-from transferlab.weights import pickles, raw
+from transferlab.weights import pickles, raw, zips
 from transferlab.weights.contents import Tensor
 from transferlab.weights.pickles import Global, Record
 from transferlab.weights.torch_parts import kind, shown
@@ -294,7 +294,7 @@ def fill(path: Path, block: Block, start: int, array: np.ndarray) -> None:
   view = raw.as_bytes(array)
   with raw.open_file(path) as file:
     if block.deflated is None:
-      file.seek((_data_start(file, block) if block.packed else block.start) + start)
+      file.seek((zips.data_start(file, block.start) if block.packed else block.start) + start)
       raw.fill(file, view, path)
       if block.crc and len(view) == block.size and zlib.crc32(view) != block.crc:
         raise ValueError('its bytes were changed: their checksum is another')
@@ -302,15 +302,6 @@ def fill(path: Path, block: Block, start: int, array: np.ndarray) -> None:
       with zipfile.ZipFile(file) as archive, archive.open(block.deflated) as entry:
         entry.seek(start)
         raw.fill(entry, view, path, at_once=2**20)
-
-
-def _data_start(file: Any, block: Block) -> int:
-  """The first byte of a stored entry, behind the header that a zip archive repeats there."""
-  file.seek(block.start)
-  header = file.read(30)
-  if len(header) < 30 or not header.startswith(b'PK\x03\x04'):
-    raise ValueError('its entry of the archive is damaged')
-  return block.start + 30 + sum(struct.unpack('<HH', header[26:30]))
 
 
 def _checked_inside(found: Inside) -> Tensor:

@@ -10,6 +10,9 @@ from transferlab.errors import UserError
 from transferlab.weights import layouts
 from transferlab.weights.origin import Origin, Shapes, Table
 
+# The doubt of an origin whose names Keras made up.
+UNNAMED = 'recognised by the order and shapes of its layers alone: activations, padding and preprocessing are not known'
+
 
 def fits(shapes: Shapes, table: Table, kernels: Mapping[str, tuple[int, int]]) -> bool:
   """Whether a file is what a table describes: all of the table's names but maybe the head's, no others, right kernels.

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transferlab.weights.names import fits, keras_layer, keras_norm, numbered
+from transferlab.weights.names import UNNAMED, fits, keras_layer, keras_norm, numbered
 from transferlab.weights.origin import SYMMETRIC, Origin, Shapes, Table
 
 DEPTHWISE = 'h w c 1 -> h w 1 c'
@@ -50,7 +50,7 @@ def _options(table: Callable[[Mapping[str, Any]], Table], shapes: Shapes) -> dic
 
   many = table({'features': [1] * 9})
   layers = itertools.takewhile(shapes.__contains__, (many[f'dense{n}/linear/kernel'][0] for n in range(1, 10)))
-  features = [int(shapes[name][-1]) for name in layers]
+  features = [int(size) for name in layers for size in shapes[name][-1:]]
   for blocks in range(len(BLOCKS), 0, -1):
     options: dict[str, Any] = {'blocks': blocks} if blocks < len(BLOCKS) else {}
     options |= {'features': features} if features else {}
@@ -72,7 +72,10 @@ def _width(channels: int, filters: int) -> float:
 
 def _origin(name: str, names: Callable[[int, int], list[str]], kernel: str) -> Origin:
   table = functools.partial(_table, names, kernel)
-  return Origin(name, 'mobilenet', functools.partial(_options, table), table, SYMMETRIC)
+  options = functools.partial(_options, table)
+  if names is _numbered:
+    return Origin(name, 'mobilenet', options, table, None, doubt=UNNAMED, exported=False)
+  return Origin(name, 'mobilenet', options, table, SYMMETRIC)
 
 
 # Keras 3 calls every kernel 'kernel'; Keras 2, which wrote the published files, did not.

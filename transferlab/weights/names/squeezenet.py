@@ -9,7 +9,8 @@ from transferlab.weights.origin import IMAGENET, Inputs, Origin, Shapes, Table
 
 # Place of fire2 … fire9 among torchvision's features, where pooling has a number too.
 PLACES = (3, 4, 6, 7, 9, 10, 11, 12)
-CAFFE = Inputs((123.0, 117.0, 104.0), (1.0, 1.0, 1.0), 227, 'resized to 227')
+# Caffe's means as the published file rounds them.
+CAFFE_ROUNDED = Inputs((123.0, 117.0, 104.0), (1.0, 1.0, 1.0), 227, 'resized to 227')
 
 
 def torchvision(options: Mapping[str, Any]) -> Table:
@@ -48,5 +49,5 @@ def _options(shapes: Shapes, table: Callable[[Mapping[str, Any]], Table], ceil_m
 
 ORIGINS = (
   Origin('torchvision', 'squeezenet', lambda shapes: _options(shapes, torchvision, True), torchvision, IMAGENET),
-  Origin('keras', 'squeezenet', lambda shapes: _options(shapes, keras, False), keras, CAFFE),
+  Origin('keras', 'squeezenet', lambda shapes: _options(shapes, keras, False), keras, CAFFE_ROUNDED),
 )

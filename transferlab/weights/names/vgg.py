@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab.weights.names import fits, keras_layer, numbered, torch_layer, torch_norm
+from transferlab.weights.names import UNNAMED, fits, keras_layer, numbered, torch_layer, torch_norm
 from transferlab.weights.origin import CAFFE, IMAGENET, Origin, Shapes, Table
 
 # A first convolution for blue, green, red.
@@ -52,21 +52,22 @@ def keras(options: Mapping[str, Any]) -> Table:
   """`block1_conv1`, …, `fc1`, …, `predictions`; Keras' VGGs have no BatchNorm."""
   layers = [f'fc{number}' for number, _ in enumerate(_dense(options)[:-1], 1)]
   return _keras(
-    options, [f'block{block}_conv{number}' for block, number in _convolutions(options)], layers, 'predictions'
+    options, [f'block{block}_conv{number}' for block, number in _convolutions(options)], layers, 'predictions', REVERSED
   )
 
 
 def keras_numbered(options: Mapping[str, Any]) -> Table:
-  """`conv2d`, `conv2d_1`, …, `dense`, …: layers without names of their own."""
+  """`conv2d`, `conv2d_1`, …, `dense`, …: anybody's layers, so that nothing is reversed for Caffe's images."""
   *layers, last = numbered(['dense'] * len(_dense(options)))
-  return _keras(options, numbered(['conv2d'] * len(_convolutions(options))), layers, last)
+  return _keras(options, numbered(['conv2d'] * len(_convolutions(options))), layers, last, 'same')
 
 
-def _keras(options: Mapping[str, Any], convolutions: list[str], layers: list[str], head: str) -> Table:
+def _keras(options: Mapping[str, Any], convolutions: list[str], layers: list[str], head: str, first: str) -> Table:
+  """`first` is the layout of the first kernel."""
   ours = [f'block{block}/conv{number}' for block, number in _convolutions(options)] + _dense(options)
   table: Table = {}
   for path, name in zip(ours, [*convolutions, *layers, head], strict=True):
-    table |= keras_layer(path, name, 'same' if table else REVERSED)
+    table |= keras_layer(path, name, 'same' if table else first)
   return table
 
 
@@ -121,5 +122,5 @@ def _options(
 ORIGINS = (
   Origin('torchvision', 'vgg', _torchvision_options, torchvision, IMAGENET),
   Origin('keras', 'vgg', _keras_options, keras, CAFFE),
-  Origin('keras_numbered', 'vgg', _numbered_options, keras_numbered, CAFFE),
+  Origin('keras_numbered', 'vgg', _numbered_options, keras_numbered, None, doubt=UNNAMED, exported=False),
 )
