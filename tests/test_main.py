@@ -139,6 +139,7 @@ def test_lists_name_everything_a_config_may_say(command):
   assert 'hidden=[128]' in listed['networks'] and 'smoothing=None' in listed['terms']
   assert 'cosine' in command('--list=schedules').out
   assert 'nearest_neighbours' in command('--list=baselines').out
+  assert 'vgg as torchvision writes it' in command('--list=weights').out
 
 
 def keys(schema, where):

@@ -4,6 +4,7 @@ Times are measured by experiments/performance/start_up.py; here is the structure
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ print(json.dumps([status, loaded]))
 
 def fresh(body):
   """(status, heavy packages that are loaded) after the body ran in a process of its own."""
-  program = PROGRAM.format(body=body, heavy=(*HEAVY, 'tensorflow', 'torch'))
+  program = PROGRAM.format(body=body, heavy=(*HEAVY, 'tensorflow', 'torch', 'keras'))
   done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
@@ -62,6 +63,18 @@ def test_a_mistaken_experiment_is_answered_before_jax_is_imported():
 @pytest.mark.parametrize('arguments', [['--help'], ['--help_config'], ['--list=data'], ['--list=schedules'], ['--lst']])
 def test_help_and_mistaken_flags_need_nothing_heavy(arguments):
   assert fresh(command(*arguments))[1] == []
+
+
+WEIGHTS = Path(os.environ.get('TRANSFERLAB_TEST_DATA', 'unset')) / 'weights'
+
+
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason='TRANSFERLAB_TEST_DATA is unset')
+@pytest.mark.parametrize(
+  'name', ['cifar10_resnet20.th', 'squeezenet_v1_1_notop.h5', 'mobilenet_v1_025_224.safetensors']
+)
+def test_foreign_weights_are_read_without_the_packages_that_wrote_them(name):
+  status, loaded = fresh(command(f'--inspect={WEIGHTS / name}'))
+  assert status == 0 and not {'tensorflow', 'torch', 'keras', 'orbax', 'matplotlib'} & set(loaded)
 
 
 def test_a_dry_run_needs_neither_orbax_nor_pictures(tmp_path):

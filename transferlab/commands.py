@@ -145,6 +145,12 @@ def _baselines() -> list[str]:
   return _described(baselines.BASELINES)
 
 
+def _weights() -> list[str]:
+  from transferlab.weights import mapping
+
+  return list(dict.fromkeys(f'{origin.network} as {origin.name} writes it' for origin in mapping.origins()))
+
+
 LISTS: dict[str, Callable[[], list[str]]] = {
   'networks': _networks,
   'terms': _terms,
@@ -153,6 +159,7 @@ LISTS: dict[str, Callable[[], list[str]]] = {
   'schedules': _schedules,
   'metrics': _metrics,
   'baselines': _baselines,
+  'weights': _weights,
 }
 
 

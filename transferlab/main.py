@@ -27,7 +27,7 @@ USAGE = """usage: python -m transferlab.main --config=FILE.py[:ARGUMENT] [flags]
   --inspect=FILE         what a run, a checkpoint or a file of weights holds, and of which family it is; FILE,part=ema
   --export=FILE          writes the network of the run in --workdir: .safetensors, .npz, or .h5 with names=keras;
                          FILE,names=torchvision under that origin's names; FILE,which=last the last step's weights
-  --list=WHAT            networks, terms, data, optimizers, schedules, metrics or baselines
+  --list=WHAT            networks, terms, data, optimizers, schedules, metrics, baselines or weights
   --help_config          every key a config may have, with type, default and meaning
 
 exit status: 0 done, 1 a failed cell or a bug, 2 a mistake in the command or config, 3 diverged, 4 interrupted

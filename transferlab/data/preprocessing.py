@@ -151,23 +151,28 @@ def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record,
     record = _merged(source.get('encoding', []), record)
   if target['kind'] == 'table':
     return record, _reuse_columns(source, record)
+  return _image_record(source, record)
+
+
+def _image_record(source: Mapping[str, Any], record: Record) -> tuple[Record, list[str]]:
+  """The record of a target's images with what belongs to the source's weights, and sentences for the report."""
   shift, scale = np.array(source['shift']), np.array(source['scale'])
   notes = ["preprocessing: the source's shift and scale"]
-  if 'range' in source and 'range' in target and source['range'] != (mine := target['range']):
+  if 'range' in source and 'range' in record and source['range'] != (mine := record['range']):
     (low, high), unit = source['range'], mine[1] - mine[0]
     shift, scale = mine[0] + (shift - low) * unit / (high - low), scale * unit / (high - low)
     notes[0] += f", for values in {mine[0]:g} … {mine[1]:g} in place of the source's {low:g} … {high:g}"
-  elif 'range' in source and 'range' not in target:
+  elif 'range' in source and 'range' not in record:
     low, high = source['range']
     notes[0] += (
       f", as they are: the source's images had {low:g} … {high:g}, and what the target's could have is not known"
     )
-  if len(shift) != (channels := len(target['shift'])):
+  if len(shift) != (channels := len(record['shift'])):
     how = 'their mean' if channels == 1 else 'in turn'
     notes[0] += f"; {how} for {channels} channels in place of the source's {len(shift)}"
     shift, scale = (v.mean(keepdims=True) if channels == 1 else np.resize(v, channels) for v in (shift, scale))
   record.update(shift=shift.tolist(), scale=scale.tolist())
-  seen, own = (each.get('input_shape', [])[:2] for each in (source, target))
+  seen, own = (each.get('input_shape', [])[:2] for each in (source, record))
   if seen and seen != own:
     notes.append(f'images: the source saw {seen[0]}×{seen[1]}, the target has {own[0]}×{own[1]}')
   return record, notes
