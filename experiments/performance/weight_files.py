@@ -3,9 +3,9 @@
 python experiments/performance/weight_files.py [--repeats=5]
 
 Needs PyTorch. The files are made anew, of random values, in a temporary folder, and read from the page cache: what is
-compared is the reading and not the disk. Every variant reads all arrays in a process of its own, which reports how
-much its private memory (/proc/self/smaps_rollup) rose above what it was once everything was imported, at most while
-reading and at the end. The variants take turns; seconds are medians.
+compared is the reading and not the disk. Every variant reads all arrays in a process of its own, once to take the time
+and once to watch how much its private memory (/proc/self/smaps_rollup) rises above what it was once everything was
+imported: at most while reading, and at the end. The variants take turns; seconds are medians.
 """
 
 import json
@@ -29,18 +29,20 @@ class Peak(threading.Thread):
     while not self.over:
       self.most = max(self.most, private())
       time.sleep(0.005)
-path = sys.argv[1]
+path, watch = sys.argv[1], sys.argv[2] == 'watch'
 """
 MEASURE = """
 before = private()
 peak = Peak()
-peak.start()
+if watch:
+  peak.start()
 start = time.perf_counter()
 held = read(path)
 total = sum(float(array.reshape(-1)[0]) for array in held.values())  # the first of each: nothing stays unread
 seconds = time.perf_counter() - start
 peak.over = True
-peak.join()
+if watch:
+  peak.join()
 print(json.dumps([seconds, max(peak.most, private()) - before, private() - before]))
 """
 VARIANTS = {
@@ -78,10 +80,13 @@ def make(folder: Path) -> dict[str, Path]:
 
 
 def measured(code: str, path: Path) -> list[float]:
-  """[seconds, peak bytes, bytes at the end] of one process."""
-  program = SHARED + code + MEASURE
-  done = subprocess.run([sys.executable, '-c', program, str(path)], capture_output=True, text=True, check=True)
-  return json.loads(done.stdout.splitlines()[-1])
+  """[seconds, peak bytes, bytes at the end], the first of one process, the others of another."""
+  program, found = SHARED + code + MEASURE, []
+  for how in ('time', 'watch'):
+    command = [sys.executable, '-c', program, str(path), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found.append(json.loads(done.stdout.splitlines()[-1]))
+  return [found[0][0], *found[1][1:]]
 
 
 def main() -> None:
