@@ -4,7 +4,7 @@ Width and preprocessing come with the weights; the head is new. The photos are i
 val is what the program tests on, once; choices are made on a quarter of train.
 
 python -m transferlab.main --config=configs/mobilenet_photos.py
-Seen: not measured.
+Seen (seed 0, two CPU cores): test accuracy .902 at the selected step, .895 at the last; 57 s.
 Data: hymenoptera_data.zip of PyTorch's transfer-learning tutorial, unpacked in data/.
 Weights: mobilenet_2_5_224_tf.h5 of keras.applications, in weights/; others with --config.source.weights=FILE.
 """
