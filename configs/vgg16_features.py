@@ -28,7 +28,7 @@ def get_config(arg: str = ''):
     data=dict(
       name='folder:data/cats_and_dogs_filtered',
       resize=dict(size=size),
-      augment=dict(flip=True),
+      augment=dict(flip=True, views=2),  # of each photo and its mirror image the base is run once
       validation=0.2,
       batch_size=32,
     )

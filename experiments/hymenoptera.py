@@ -2,12 +2,13 @@
 
 python -m transferlab.main --config=experiments/hymenoptera.py
 
-All choices were made within the 244 photos of the folder train, by experiments/choices/hymenoptera.py; here every photo
-of train is trained on, nothing is chosen, and the 153 photos of the folder val test the last step. A probe trains a
-linear head on pooled features that stand still; the same with the network's random initialisation says what the
-features are worth. Data: hymenoptera_data.zip of PyTorch's transfer-learning tutorial, unpacked in data/. Weights, in
-weights/: MobileNet v1 0.25 of keras.applications (mobilenet_2_5_224_tf.h5) and SqueezeNet 1.1 without its top of
-rcmalli/keras-squeezenet; others with --config.axes.network.mobilenet.source.weights=FILE.
+All choices were made within the 244 photos of the folder train, by the two files of experiments/choices; here every
+photo of train is trained on, nothing is chosen, and the 153 photos of the folder val test the last step. A probe trains
+a linear head on pooled features that stand still; the same with the network's random initialisation says what the
+features are worth. Full fine-tuning goes on from the probe. Data: hymenoptera_data.zip of PyTorch's transfer-learning
+tutorial, unpacked in data/. Weights, in weights/: MobileNet v1 0.25 of keras.applications (mobilenet_2_5_224_tf.h5) and
+SqueezeNet 1.1 without its top of rcmalli/keras-squeezenet; others with
+--config.axes.network.mobilenet.source.weights=FILE.
 """
 
 import ml_collections
@@ -20,8 +21,7 @@ def get_config(arg: str = ''):
   # The penalty of a logistic regression with C = 0.03 on 244 photos: 1 / (0.03 · 244).
   decay = dict(weight_decay=[('head/kernel', 0.137)], weight_decay_form='coupled')
   probe = [dict(adam, **decay, train='head', learning_rate=3e-3, steps=2 if smoke else 100)]
-  rates = [('head', 3e-3), ('.*', 1e-5)]
-  full = [dict(adam, **decay, train='.*', learning_rate=rates, steps=2 if smoke else 40)]
+  full = [*probe, dict(adam, **decay, train='.*', learning_rate=1e-5, steps=2 if smoke else 40)]
 
   config = ml_collections.ConfigDict(convert_dict=False)
   config.base = dict(

@@ -135,3 +135,80 @@ def test_nothing_to_plot_is_the_users_mistake(tmp_path):
     plots.curves([{**r, 'curve': []} for r in records()], tables.Table(), tmp_path / 'curves.png')
   with pytest.raises(UserError, match='nothing to plot'):
     plots.comparison(tables.summarise([], tables.Table()), tmp_path / 'comparison.png')
+
+
+def probes(stages):
+  values = {'validation': 0.5, 'test': 0.4, 'noisy': None}
+  return {
+    stage: {
+      'train': {'accuracy': 1.0},
+      **{name: {'accuracy': value and value + 0.01 * depth} for name, value in values.items()},
+      'penalty': 0.1,
+      'features': 8,
+    }
+    for depth, stage in enumerate(stages)
+  }
+
+
+@pytest.mark.parametrize('stages', [['stem', 'block1', 'head'], [f'bottleneck_block{i}' for i in range(20)]])
+def test_depth_draws_what_each_stage_reaches_on_every_set_but_the_training_split(drawn, tmp_path, stages):
+  plots.depth(probes(stages), 'accuracy', tmp_path / 'depth.png')
+  (panel,) = drawn[0].axes
+  assert [line.get_label() for line in panel.lines] == ['validation', 'test']  # the third has no value
+  for line, first in zip(panel.lines, (0.5, 0.4)):
+    assert list(line.get_xdata()) == list(range(len(stages)))
+    assert line.get_ydata() == pytest.approx(first + 0.01 * np.arange(len(stages)))
+  assert [label.get_text() for label in panel.get_xticklabels()] == stages
+  assert panel.get_ylabel() == 'accuracy'
+  for text, box in texts(drawn[0]):
+    assert figure_holds(drawn[0], box), text
+  if len(stages) < 20:
+    assert all(not first.overlaps(second) for (_, first), (_, second) in itertools.combinations(texts(drawn[0]), 2))
+  else:  # boxes of slanted text overlap though the text does not: its feet stand apart, by more than its height
+    assert {label.get_rotation() for label in panel.get_xticklabels()} == {45.0}
+
+
+def figure_holds(figure, box):
+  return figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+
+
+def test_depth_without_a_set_to_draw_is_refused(tmp_path):
+  with pytest.raises(UserError, match='nothing to plot'):
+    plots.depth({'stem': {'train': {'accuracy': 1.0}, 'penalty': 1.0}}, 'accuracy', tmp_path / 'depth.png')
+
+
+def test_interpolation_draws_every_set_over_the_shares_and_marks_the_chosen(drawn, tmp_path):
+  shares = [0.0, 0.25, 0.5, 1.0]
+  points = [
+    {'share': share, **{name: {'accuracy': base + share / 10} for name, base in (('train', 0.9), ('test', 0.5))}}
+    for share in shares
+  ]
+  plots.interpolation(points, 0.25, 'accuracy', tmp_path / 'interpolation.png')
+  (panel,) = drawn[0].axes
+  curve, mark = panel.lines
+  assert curve.get_label() == 'test' and list(curve.get_xdata()) == shares
+  assert curve.get_ydata() == pytest.approx([0.5, 0.525, 0.55, 0.6])
+  assert list(mark.get_xdata()) == [0.25, 0.25]
+  for text, box in texts(drawn[0]):
+    assert figure_holds(drawn[0], box), text
+  with pytest.raises(UserError, match='nothing to plot'):
+    plots.interpolation(points, 0.25, 'log_loss', tmp_path / 'interpolation.png')
+
+
+def test_along_draws_a_line_for_each_row_over_the_axis(drawn, tmp_path):
+  shots, names = [1, 5, 25], ['none', 'all']
+  made = []
+  for number, (count, name, seed) in enumerate(itertools.product(shots, names, range(3))):
+    values = {'test': {'accuracy': 0.3 + 0.02 * number}}
+    cell = {'method': name, 'shots': count, 'seed': seed}
+    made.append({**records()[0], 'cell': cell, 'selected': values, 'last': values, 'curve': []})
+  plots.along(tables.summarise(made, tables.Table(along='shots')), tmp_path / 'along.png')
+  (panel,) = drawn[0].axes
+  for place, line in enumerate(panel.containers):
+    x, y = line.lines[0].get_data()
+    assert list(x) == shots
+    expected = [0.3 + 0.02 * np.mean([6 * block + 3 * place + seed for seed in range(3)]) for block in range(3)]
+    assert y == pytest.approx(expected)
+  assert [line.get_label() for line in panel.containers] == names and panel.get_xlabel() == 'shots'
+  for text, box in texts(drawn[0]):
+    assert figure_holds(drawn[0], box), text

@@ -178,3 +178,18 @@ def test_overrides_reach_the_base_run_and_the_experiment(command, settings, writ
   assert done.status == 0, done.err
   (record,) = records(tmp_path / 'run').values()
   assert record['cell'] == {'method': 'scratch', 'seed': 3} and record['steps'] == 4
+
+
+def test_equal_cells_train_once_and_share_their_seconds(settings, tmp_path, monkeypatch):
+  trained, train = [], study.train
+  monkeypatch.setattr(study, 'train', lambda runs, *rest: trained.extend(runs) or train(runs, *rest))
+  base = {**settings['base'], 'source': None}
+  axes = dict(method={'none': {}, 'all': {'phases': HEAD}}, depth={'one': {}, 'two': {}}, seed=[0])
+  table = transferlab.run(dict(base=base, axes=axes, table=dict(along='depth')), tmp_path / 'run')
+  assert len(trained) == 2
+  found = {(r['cell']['method'], r['cell']['depth']): r for r in table['records']}
+  for method in ('none', 'all'):
+    assert found[method, 'one']['last'] == found[method, 'two']['last']
+    assert found[method, 'one']['seconds'] == found[method, 'two']['seconds']
+  assert found['none', 'one']['last'] != found['all', 'one']['last']
+  assert (tmp_path / 'run' / 'along.png').stat().st_size > 10_000

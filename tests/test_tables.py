@@ -274,3 +274,22 @@ def test_the_screen_shows_whole_cells_and_names_the_columns_it_leaves_out(width)
 def test_a_name_the_records_do_not_have_is_answered_with_the_nearest(table, message):
   with pytest.raises(UserError, match=message):
     tables.summarise(column('scratch', SCRATCH), tables.Table(**table))
+
+
+def test_further_sets_stand_in_columns_of_their_own():
+  shifted = {'none': [0.30, 0.32, 0.31, 0.29, 0.33], 'all': [0.41, 0.47, 0.44, 0.40, 0.43]}
+  records = []
+  for name, values in (('none', SCRATCH), ('all', FULL)):
+    for seed, value in enumerate(values):
+      records.append(record(name, seed, value))
+      records[-1]['selected'] = {**records[-1]['selected'], 'shifted': {'accuracy': shifted[name][seed]}}
+  summary = tables.summarise(records, tables.Table(baseline='none', also=['shifted']))
+  low, high = scipy.stats.t.interval(0.95, 4, np.mean(shifted['all']), scipy.stats.sem(shifted['all']))
+  shown = f'{np.mean(shifted["all"]):.3f} ± {(high - low) / 2:.3f}'
+  assert cells(summary, 'all')['shifted accuracy'] == shown
+  assert 'test accuracy and shifted accuracy: mean over seed' in tables.markdown(summary)
+  (line,) = [line for line in csv.DictReader(io.StringIO(tables.csv(summary))) if line['method'] == 'all']
+  name, value = line['also'].split(': ')
+  assert name == 'shifted' and float(value) == pytest.approx(np.mean(shifted['all']), abs=1e-12)
+  with pytest.raises(UserError, match=r"split 'shiftet'; nearest: shifted"):
+    tables.summarise(records, tables.Table(also=['shiftet']))

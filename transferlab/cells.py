@@ -35,7 +35,7 @@ class Study(Schema):
 
 @dataclasses.dataclass
 class Candidate:
-  """One value of the grid of one cell, on its way."""
+  """One value of the grid of one cell, on its way; `cells` of equal settings share it."""
 
   settings: Run
   chosen: dict[str, Any]
@@ -44,6 +44,7 @@ class Candidate:
   score: float | None = None
   seconds: float = 0.0
   failure: str | None = None
+  cells: int = 1
 
 
 @dataclasses.dataclass
@@ -57,13 +58,13 @@ class Cell:
 
 
 def expand(study: Study) -> Iterator[Cell]:
-  """The cells, in the order of the axes. A cell whose config is wrong carries the reason.
+  """The cells, in the order of the axes. A cell whose config is wrong carries the reason; equal cells train once.
 
   Raises:
     UserError: an axis without values, or a table that names an axis which is not there.
   """
-  for name in (study.table.rows, study.table.repeats):
-    if name not in study.axes:
+  for name in (study.table.rows, study.table.repeats, study.table.along):
+    if name is not None and name not in study.axes:
       raise UserError(f'config.table: no axis {name!r}; nearest: {", ".join(nearest(name, study.axes)) or "none"}')
   options: list[list[tuple[str, Any, dict[str, Any]]]] = []
   for name, axis in study.axes.items():
@@ -72,7 +73,7 @@ def expand(study: Study) -> Iterator[Cell]:
     if not options[-1]:
       raise UserError(f'config.axes.{name}: an axis needs values')
   problems: list[str] = []
-  made = 0
+  made: dict[str, list[Candidate]] = {}
   for combination in itertools.product(*options):
     values: dict[str, Any] = study.base
     for _, _, overrides in combination:
@@ -81,8 +82,11 @@ def expand(study: Study) -> Iterator[Cell]:
     cell = Cell({name: value for name, value, _ in combination})
     try:
       cell.settings = config.validate(Run, values)
-      cell.candidates = list(candidates(cell.settings))
-      made += 1
+      same = cell.settings.model_dump_json()
+      for candidate in made.get(same, []):
+        candidate.cells += 1
+      cell.candidates = made.setdefault(same, []) or list(candidates(cell.settings))
+      made[same] = cell.candidates
     except UserError as error:
       cell.failure = str(error)
       problems.append(str(error))
@@ -105,7 +109,7 @@ def candidates(settings: Run) -> Iterator[Candidate]:
   values = config.resolved(settings)
   for combination in itertools.product(*settings.choose.values()):
     chosen = dict(zip(settings.choose, combination))
-    own = {**values, 'choose': {}}
+    own = {**values, 'choose': {}, 'soup': None}
     for key, value in chosen.items():
       own = config.override(own, key, value)
     yield Candidate(config.validate(Run, own), chosen)

@@ -57,9 +57,32 @@ def _results(results: dict[str, Any], workdir: Path) -> list[str]:
     step = results['best']['step'] if which == 'selected' and results['best'] else results['steps']
     lines.append(f'{which}' + (f' (step {step})' if step is not None else ''))
     lines += [f'  {split:<12}' + _numbers(values) for split, values in measured.items()]
+  if 'source_test' in results:
+    lines.append('source, on its own test data before and after training on the target')
+    lines += [f'  {when:<12}' + _numbers(results['source_test'][when]) for when in ('before', 'after')]
+  if len(results.get('probes', ())) > 1:
+    lines += _depth(results['probes'], results['stage'])
   if 'chosen' in results:
     lines.append('chosen on validation data: ' + ', '.join(f'{k}={v}' for k, v in results['chosen'].items()))
   return [*lines, f'{workdir}: {results["seconds"]:.1f} s']
+
+
+def _depth(probes: dict[str, Any], reported: str) -> list[str]:
+  """A line per stage: features, penalty, and the first number of each set; the stage that was reported is marked."""
+  first = next(iter(probes.values()))
+  sets = [name for name, own in first.items() if isinstance(own, dict)]
+  metric = next((name for name, value in first[sets[0]].items() if not isinstance(value, list)), None)
+  if metric is None:
+    return []
+  rows = [('stage', 'features', 'penalty', *sets)]
+  for stage, own in probes.items():
+    values = [own[name][metric] for name in sets]
+    penalty = '—' if own['penalty'] is None else f'{own["penalty"]:g}'
+    marked = f'{stage} *' if stage == reported else stage
+    rows.append((marked, str(own['features']), penalty, *('—' if v is None else f'{v:.4f}' for v in values)))
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  table = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+  return [f'{metric} by depth (* reported above)', *(f'  {line}' for line in table)]
 
 
 def _numbers(values: dict[str, Any]) -> str:
@@ -97,6 +120,12 @@ def _terms() -> list[str]:
   from transferlab.objectives import objective
 
   return _described({name: objective.term_function(name) for name in objective.TERMS})
+
+
+def _transforms() -> list[str]:
+  from transferlab.training import transforms
+
+  return _described({name: transforms.transform_function(name) for name in transforms.TRANSFORMS})
 
 
 def _described(functions: dict[str, Callable]) -> list[str]:
@@ -155,6 +184,7 @@ LISTS: dict[str, Callable[[], list[str]]] = {
   'networks': _networks,
   'terms': _terms,
   'data': _data,
+  'transforms': _transforms,
   'optimizers': _optimizers,
   'schedules': _schedules,
   'metrics': _metrics,
@@ -185,13 +215,15 @@ def dry_run(settings: Run | Study) -> list[str]:
 def _dry_run(settings: Run) -> list[str]:
   prepared = prepare(settings)
   lines = ['data', *(f'  {line}' for line in _data_lines(prepared))]
-  if settings.baseline is not None:
+  if settings.baseline is not None and prepared.network is None:
     return [*lines, f'baseline {settings.baseline.name}']
   if prepared.source is not None:
     lines += ['source', *(f'  {line}' for line in _data_lines(prepared.source)), *_phase_lines(prepared.source)]
   lines += ['parameters', *(f'  {line}' for line in experiment.parameter_table(prepared))]
   if prepared.plan is not None:
     lines += ['transplant', *(f'  {line}' for line in [*prepared.plan.lines(), *prepared.notes])]
+  if settings.baseline is not None:
+    return [*lines, f'probe: {settings.baseline.name}, stage {settings.baseline.stage}']
   return [*lines, *_phase_lines(prepared)]
 
 
@@ -224,7 +256,21 @@ def _phase_lines(prepared: Prepared) -> list[str]:
       f'{sum(math.prod(leaf.shape) for leaf in shapes.values()):,} parameters; {cost.operations / 1e6:.3g} MFLOP, '
       f'{cost.memory / 2**20:.3g} MiB, optimizer {cost.optimizer / 2**20:.3g} MiB'
     )
-  return lines
+  return [*lines, *(f'  {line}' for line in prepared.caching)]
+
+
+def find_rate(settings: Run | Study, workdir: Path, stop: Callable[[], bool]) -> list[str]:
+  """Runs the learning-rate finder in the run's folder; its table. Raises `UserError` for an experiment."""
+  from transferlab import rate_finder
+
+  if isinstance(settings, Study):
+    raise UserError('--find_rate takes the config of a run, and this is an experiment (it has axes)')
+  screen = Screen()
+  try:
+    record = rate_finder.find(settings, workdir, screen=screen, stop=stop)
+  finally:
+    screen.close()
+  return [*rate_finder.lines(record), f'{workdir}: rate_finder.json, rate_finder.png']
 
 
 def use(workdir: Path, evaluate: str | None, predict: str | None) -> str:
@@ -292,9 +338,10 @@ def export(workdir: Path, spec: str) -> list[str]:
   given = dict(pair.split('=', 1) for pair in pairs)
   which = given.get('which', 'selected')
   run_folder = model.folder_of(workdir, which)
-  path, network = checkpoints.find(str(run_folder)), experiment.load_run(run_folder).network
-  if network is None:
-    raise UserError(f'{workdir} is a baseline, which has no network')
+  settings = experiment.load_run(run_folder)
+  if settings.baseline is not None or settings.network is None:
+    raise UserError(f'{workdir} is a baseline, of which no network is kept')
+  path, network = checkpoints.find(str(run_folder)), settings.network
   variables, record = checkpoints.weights(path, which), checkpoints.progress(path)['preprocessing']
   file = Path(place).expanduser()
   return exports.write(file, variables, network.name, network.model_extra or {}, record, given.get('names', 'ours'))

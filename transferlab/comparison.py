@@ -15,7 +15,7 @@ import numpy as np
 import pydantic
 
 from transferlab import errors
-from transferlab.config import Fraction, Schema
+from transferlab.config import LATER, Fraction, Schema
 from transferlab.evaluation import metrics
 
 Record = Mapping[str, Any]
@@ -36,6 +36,16 @@ class Table(Schema):
   )
   metric: str = pydantic.Field('accuracy', description='The metric shown, by its name among the metrics.')
   split: str = pydantic.Field('test', description='The split, or further named data set, it is measured on.')
+  also: list[str] = pydantic.Field(
+    [],
+    description='Further splits or named data sets (evaluation.sets) whose means stand in columns of their own.',
+    json_schema_extra=LATER,
+  )
+  along: str | None = pydantic.Field(
+    None,
+    description='An axis over whose values along.png draws a line for each row.',
+    json_schema_extra=LATER,
+  )
   which: Literal['selected', 'last'] = pydantic.Field(
     'selected', description='Of which step: selected on validation data (last where none was), or last.'
   )
@@ -65,6 +75,10 @@ class Row:
   chosen: dict[str, dict[str, int]]  # key -> value -> how often it was chosen
   labels: tuple[tuple[int, int], ...]  # distinct (training, validation)
   failures: dict[str, int]  # reason -> how often
+  forgotten: float | None = None  # the metric on the source's test split: by how much it is worse than before
+  forgotten_half_width: float | None = None
+  also: dict[str, float] = dataclasses.field(default_factory=dict)  # split -> mean of the metric
+  also_half_width: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +202,9 @@ def _check(records: Sequence[Record], groups: Sequence[tuple[Any, Mapping[str, A
     raise errors.unknown('baseline row', table.baseline, names)
   splits = [_measured(record, table) for record in records if record['status'] == 'done']
   seen = dict.fromkeys(name for values in splits for name in values)
-  if splits and table.split not in seen:
-    raise errors.unknown('split', table.split, seen)
+  for split in [table.split, *table.also]:
+    if splits and split not in seen:
+      raise errors.unknown('split', split, seen)
   found = dict.fromkeys(name for values in splits for name in values.get(table.split) or {})
   if splits and table.metric not in found:
     raise errors.unknown(f'metric among those measured on {table.split}', table.metric, found)
@@ -201,6 +216,8 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
   values, others = _values(done, table), _values(baseline, table)
   test = paired_test(values, others) if name != table.baseline else None
   steps, reached, could_reach = _reach(done, baseline, table)
+  lost = _forgotten(done, table)
+  also = {name: list(_values(done, table.model_copy(update={'split': name})).values()) for name in table.also}
   return Row(
     name=name,
     values=values,
@@ -220,6 +237,10 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
     chosen=_chosen(done),
     labels=tuple(dict.fromkeys(_labels(run) for run in done if run.get('labels'))),
     failures=dict(Counter(_failure(run, table) for run in runs if repeat_of(run, table) not in values)),
+    forgotten=_mean(lost),
+    forgotten_half_width=interval(lost, table.confidence),
+    also={name: float(np.mean(own)) for name, own in also.items() if own},
+    also_half_width={name: width for name, own in also.items() if (width := interval(own, table.confidence))},
   )
 
 
@@ -271,6 +292,14 @@ def _gaps(done: Sequence[Record], table: Table) -> list[float]:
     return []
   train, split = (_values(done, table.model_copy(update={'split': name})) for name in ('train', table.split))
   return [train[repeat] - split[repeat] for repeat in split if repeat in train]
+
+
+def _forgotten(done: Sequence[Record], table: Table) -> list[float]:
+  """By how much each run has made the metric worse on the source's test split, where that was measured."""
+  sign, after = 1 if metrics.higher_is_better(table.metric) else -1, 'after' if table.which == 'selected' else 'last'
+  measured = [run['source_test'] for run in done if run.get('source_test')]
+  pairs = [[_number((each[when] or {}).get(table.metric)) for when in ('before', after)] for each in measured]
+  return [sign * (before - now) for before, now in pairs if before is not None and now is not None]
 
 
 def _failure(run: Record, table: Table) -> str:

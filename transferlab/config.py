@@ -10,6 +10,7 @@ so that a mistyped key is answered at once.
 import ast
 import copy
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -17,13 +18,13 @@ import math
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
-from transferlab.errors import UserError, nearest
+from transferlab.errors import UserError, nearest, unknown
 
 
 class Schema(pydantic.BaseModel):
@@ -203,6 +204,22 @@ def _schemas(annotation: Any) -> Iterator[type[Schema]]:
     yield annotation
   for inner in get_args(annotation):
     yield from _schemas(inner)
+
+
+def named(kind: str, name: str, table: Mapping[str, str]) -> Callable[..., Any]:
+  """The function behind a name: a key of `table`, which says its module, or `module.path.function` of one's own.
+
+  Raises:
+    UserError: there is none; the nearest of the table is named.
+  """
+  module, _, attribute = name.rpartition('.')
+  try:
+    found = getattr(importlib.import_module(module or table[name]), attribute)
+  except (KeyError, ImportError, AttributeError):
+    raise unknown(kind, name, table) from None
+  if not callable(found):
+    raise unknown(kind, name, table)
+  return found
 
 
 def check_options(function: Any, options: Mapping[str, Any], where: str) -> dict[str, Any]:

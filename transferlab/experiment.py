@@ -3,16 +3,15 @@
 Order at start: resume, else source, else from scratch. A run that is finished is read, not repeated.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from transferlab import config, folder, paths
-from transferlab.errors import Interrupted
+from transferlab.errors import Interrupted, UserError
 from transferlab.preparation import FORMAT, Prepared, prepare, start
 from transferlab.pretrained import Weights
 from transferlab.screen import Screen
@@ -47,9 +46,9 @@ def run(
   """
   screen = screen or Screen(quiet=True)
   if settings.choose:
-    from transferlab import study
+    from transferlab import choice
 
-    return study.choose_run(settings, workdir, screen=screen, stop=stop, extend=extend)
+    return choice.choose_run(settings, workdir, screen=screen, stop=stop, extend=extend)
   prepared = prepare(settings)
   with folder.locked(workdir):
     path = workdir / 'results.json'
@@ -74,17 +73,19 @@ def _longer(prepared: Prepared, workdir: Path) -> bool:
 
 
 def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
-  from transferlab import results
+  from transferlab import combining, results
   from transferlab.training.loop import Loop
 
   begun = time.monotonic()
   if prepared.run.baseline is not None:
-    return record(prepared, results.final_baseline(prepared, test), None, seconds=time.monotonic() - begun)
+    return _fit_baseline(prepared, workdir, screen, stop, test)
   weights = source_weights(prepared, workdir.parent / 'sources', screen, stop)
   if stop():
     raise Interrupted('interrupted before training')
   member = start(prepared, weights)
   describe(prepared, workdir)
+  for line in prepared.caching:
+    screen.say(line)
   saver = RunFolder(prepared, workdir)
   screen.expect(sum(stretch.steps for stretch in prepared.stretches))
   screen.doing(workdir.name)
@@ -93,6 +94,7 @@ def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: 
       [member],
       feed_of([prepared], [member]),
       cadence_of(prepared.run),
+      cached=cached_feed([prepared], [member], workdir.parent, screen.say),
       validation=results.validation([prepared]),
       saver=saver,
       advance=screen.advance,
@@ -101,10 +103,50 @@ def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: 
     fitted = loop.run()[0]
   finally:
     saver.close()
-  measured = results.final(prepared, fitted, workdir / 'predictions', test)
+  measured = {
+    **results.final(prepared, fitted, workdir / 'predictions', test),
+    **combining.curve(prepared, fitted, test),
+    **results.forgotten(prepared, fitted, weights, test),
+  }
   for warning in fitted.warnings:
     screen.say(f'note: {warning}')
+  if test and len(measured.get('interpolation', {}).get('points', ())) > 1:
+    from transferlab import plots
+
+    curve = measured['interpolation']
+    with contextlib.suppress(UserError):  # the metric that chooses may be none of those that are measured
+      plots.interpolation(curve['points'], curve['chosen'], prepared.select_metric(), workdir / 'interpolation.png')
   return record(prepared, measured, fitted, seconds=time.monotonic() - begun)
+
+
+def _fit_baseline(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
+  """A run that fits a classical method: to raw inputs, or to what a network makes of them."""
+  from transferlab import plots, results
+
+  begun = time.monotonic()
+  variables = probed_variables(prepared, lambda: source_weights(prepared, workdir.parent / 'sources', screen, stop))
+  if stop():
+    raise Interrupted('interrupted before the baseline was fitted')
+  if prepared.network is not None:
+    describe(prepared, workdir)
+  measured = results.final_baseline(prepared, variables, workdir / 'predictions', test)
+  for warning in measured['warnings']:
+    screen.say(f'note: {warning}')
+  if len(measured.get('probes', ())) > 1:
+    numbers = [name for name, value in measured['last']['train'].items() if not isinstance(value, list)]
+    metric = prepared.select_metric() if prepared.select_metric() in numbers or not numbers else numbers[0]
+    # Where neither validation nor test data were measured, or no number, there is nothing to draw.
+    with contextlib.suppress(UserError):
+      plots.depth(measured['probes'], metric, workdir / 'depth.png')
+  return record(prepared, measured, None, seconds=time.monotonic() - begun)
+
+
+def probed_variables(prepared: Prepared, weights: Callable[[], Weights | None]) -> dict[str, Any] | None:
+  """What a probe's network holds: its source's weights as the transplant has it, else its initialisation.
+
+  None for a baseline on raw inputs, whose weights are not asked for.
+  """
+  return None if prepared.network is None else start(prepared, weights()).variables
 
 
 def record(prepared: Prepared, measured: Mapping[str, Any], fitted: Any, *, seconds: float) -> dict[str, Any]:
@@ -116,8 +158,9 @@ def record(prepared: Prepared, measured: Mapping[str, Any], fitted: Any, *, seco
     'best': fitted.best if fitted else None,
     'steps': fitted.steps if fitted else None,
     'curve': fitted.history if fitted else [],
-    'warnings': fitted.warnings if fitted else [],
+    'warnings': fitted.warnings if fitted else list(measured.get('warnings', ())),
     'trained_parameters': prepared.trained_parameters(),
+    'frozen_stages': list(prepared.caching),
     'labels': prepared.loaded.labels,
     'data': prepared.loaded.info.origin,
     'identity': config.digest(prepared.identity),
@@ -193,14 +236,45 @@ def feed_of(prepared: Sequence[Prepared], members: Sequence[Any]) -> Any:
   arrays, orders = [member.arrays for member in members], [member.order for member in members]
   if settings.parallel.compile == 'pmap':
     return feed.Mapped(arrays[0], orders[0], chosen)
-  mesh = parallel.make_mesh(chosen)
-  cadence = cadence_of(settings)
-  room = min(cadence.evaluate, cadence.log, cadence.checkpoint, max(s.steps for s in members[0].stretches))
+  mesh, room = parallel.make_mesh(chosen), _room(settings, members)
   if settings.target.data.hold == 'stream':
     return feed.Streamed(arrays[0], orders[0], mesh, settings.target.data.workers, room)
-  # What is read on demand is read now: training holds all of it on the device.
-  held = [{**own, 'x': np.asarray(own['x'])} for own in arrays]
-  return feed.Held(held, orders, mesh, room)
+  return feed.Held(arrays, orders, mesh, room)
+
+
+def _room(settings: Run, members: Sequence[Any]) -> int:
+  """Steps a call: no more than between any two things that happen."""
+  cadence = cadence_of(settings)
+  return min(cadence.evaluate, cadence.log, cadence.checkpoint, max(s.steps for s in members[0].stretches))
+
+
+def cached_feed(
+  prepared: Sequence[Prepared], members: Sequence[Any], place: Path, say: Callable[[str], None]
+) -> Callable[[int, list[Any]], Any]:
+  """How the loop feeds a phase whose frozen stages run once: `make(index of the phase, variables of each member)`.
+
+  Args:
+    place: the folder for outputs that stay on disk, where the config names none.
+    say: told of what takes time.
+  """
+  from transferlab.training import feature_store, feed, parallel
+
+  settings = prepared[0].run
+  mesh = parallel.make_mesh(parallel.devices(settings.parallel))
+  limit = settings.feature_cache.disk * 2**30
+  files = Path(settings.feature_cache.folder or place / 'features').expanduser()
+
+  def make(index: int, variables: list[Any]) -> Any:
+    arrays, orders = [], []
+    for member, own in zip(members, variables):
+      stretch = member.stretches[index]
+      arrays.append(feature_store.arrays(stretch, own, member, mesh, files, say, limit))
+      orders.append(dataclasses.replace(member.order, views=stretch.prefix.views))
+    if members[0].stretches[index].prefix.where == 'device':
+      return feed.Held(arrays, orders, mesh, _room(settings, members))
+    return feed.Streamed(arrays[0], orders[0], mesh, 0, _room(settings, members))
+
+  return make
 
 
 class RunFolder:
@@ -225,7 +299,7 @@ class RunFolder:
     if self.newest is None:
       return None
     newest, saved = self.newest, checkpoints.progress(self.newest)
-    fields = {field.name: saved[field.name] for field in dataclasses.fields(Progress)}
+    fields = {field.name: saved[field.name] for field in dataclasses.fields(Progress) if field.name in saved}
     return Progress(**fields), lambda like: checkpoints.load(newest, like)
 
   def save(self, progress: Any, tree: Mapping[str, Any]) -> None:

@@ -18,6 +18,9 @@ from typing import Any
 from transferlab import config
 from transferlab.errors import UserError
 
+# What may stand in a folder before its run does: the learning-rate finder's.
+BESIDE = ('rate_finder.json', 'rate_finder.png')
+
 
 def write_text(path: Path, text: str) -> None:
   """Writes a file whole or not at all."""
@@ -99,7 +102,7 @@ def claim(folder: Path, values: Mapping[str, Any], identity: Mapping[str, Any], 
       raise UserError(f'{folder}: the data changed since this run began:\n' + '\n'.join(lines))
     if not extend:
       return
-  elif any(not child.name.startswith('.') for child in folder.iterdir()):
+  elif any(not child.name.startswith('.') and child.name not in BESIDE for child in folder.iterdir()):
     raise UserError(f'{folder} is not empty and holds no run of transferlab; nothing was overwritten')
   write_json(path, {'config': values, 'identity': identity})
 

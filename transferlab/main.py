@@ -21,6 +21,8 @@ USAGE = """usage: python -m transferlab.main --config=FILE.py[:ARGUMENT] [flags]
   --config.KEY=VALUE     overrides a documented key; list elements by number, None and Python literals as they are
   --workdir=FOLDER       the run's folder; default: runs/ and the name of the config
   --dry_run              data, parameters, transplant plan, operations and memory of each phase; then stops
+  --find_rate            the loss while the first phase trains at growing rates, and which it suggests; writes
+                         rate_finder.json and .png in --workdir, where the run can train afterwards
   --extend               train a finished run longer, as the config now says
   --evaluate=SPEC        measure the run in --workdir on NAME[,key=value…][,split=NAME]
   --predict=SPEC         write a row per example: id, class, probabilities (see predictions/ in --workdir)
@@ -36,7 +38,7 @@ exit status: 0 done, 1 a failed cell or a bug, 2 a mistake in the command or con
 VALUES = ('config', 'workdir', 'evaluate', 'predict', 'inspect', 'export', 'list')
 # What the file system refuses, wherever it happens.
 OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
-SWITCHES = ('dry_run', 'extend', 'help_config', 'help')
+SWITCHES = ('dry_run', 'find_rate', 'extend', 'help_config', 'help')
 
 
 @dataclasses.dataclass
@@ -148,6 +150,9 @@ def train(command: Command) -> int:
   setup()
   if 'dry_run' in command.switches:
     print('\n'.join(commands.dry_run(settings)))
+    return 0
+  if 'find_rate' in command.switches:
+    print('\n'.join(commands.find_rate(settings, workdir, stop_on_signals())))
     return 0
   return commands.run(settings, workdir, stop_on_signals(), extend='extend' in command.switches)
 

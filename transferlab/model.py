@@ -93,6 +93,9 @@ def load(workdir: Any, which: str = 'selected') -> Model:
   from transferlab import checkpoints
 
   place = folder_of(Path(workdir).expanduser(), which)
+  if (place / 'config.json').is_file() and (baseline := experiment.load_run(place).baseline) is not None:
+    kind = 'a baseline' if baseline.stage is None else 'a probe'
+    raise UserError(f'{place} is {kind}: only its results and predictions are kept, and nothing can be loaded from it')
   path = checkpoints.find(str(place))
   prepared = prepare(_without_source(experiment.load_run(place)))
   record = checkpoints.progress(path)['preprocessing']
@@ -112,9 +115,13 @@ def folder_of(place: Path, which: str) -> Path:
 
 
 def _without_source(run: Run) -> Run:
-  """A finished run does without its source, which may be gone, and without the terms that pulled towards it."""
-  phases = [phase.model_copy(update={'objective': None}) for phase in run.phases]
-  return run.model_copy(update={'source': None, 'transplant': None, 'objective': None, 'phases': phases})
+  """A finished run does without its source, which may be gone, and without all that looked at it in training."""
+  # Rates and decay too: their rules may name parameters of terms.
+  untrained: dict[str, Any] = {'objective': None, 'transform': [], 'learning_rate': 1e-3, 'weight_decay': 0.0}
+  phases = [phase.model_copy(update=untrained) for phase in run.phases]
+  evaluation = run.evaluation.model_copy(update={'forgotten': False})
+  without = {'source': None, 'transplant': None, 'objective': None, 'phases': phases, 'evaluation': evaluation}
+  return run.model_copy(update=without)
 
 
 def data_spec(text: str, like: Data) -> tuple[Data, str]:

@@ -1,7 +1,8 @@
 """Many runs -> the pictures of their table, as PNG files. Writes files.
 
-`comparison` draws what a `Summary` says; `curves` draws validation metrics over steps. No statistics are computed
-here beyond the mean and interval of a curve, and no global state of matplotlib is touched.
+`comparison` draws what a `Summary` says; `curves` draws validation metrics over steps; `rate_finder` draws the losses
+of one run's learning-rate finder, `depth` what its probes reach. No statistics are computed here beyond the mean and
+interval of a curve, and no global state of matplotlib is touched.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transferlab.comparison import Record, Row, Summary, Table, curve, grouped, interval
+from transferlab.comparison import Block, Record, Row, Summary, Table, curve, grouped, interval
 from transferlab.errors import UserError
 from transferlab.tables import title
 
@@ -64,6 +65,43 @@ def comparison(summary: Summary, path: str | Path) -> None:
   _save(figure, path)
 
 
+def along(summary: Summary, path: str | Path) -> None:
+  """The metric over the values of one axis (`table.along`): a line with its intervals for each row.
+
+  A panel for each combination of the further axes.
+
+  Args:
+    summary: from `summarise`.
+    path: the PNG, replaced as a whole.
+
+  Raises:
+    UserError: no runs.
+  """
+  axis, panels_of = str(summary.table.along), dict[str, list[Block]]()
+  for block in summary.blocks:
+    rest = Block({name: value for name, value in block.axes.items() if name != axis}, ())
+    panels_of.setdefault(title(rest), []).append(block)
+  values = list(dict.fromkeys(block.axes[axis] for block in summary.blocks))
+  numeric = all(isinstance(value, (int, float)) for value in values)
+  names = list(dict.fromkeys(row.name for block in summary.blocks for row in block.rows))
+  figure, panels = _panels(len(panels_of) if any(row.n for block in summary.blocks for row in block.rows) else 0, 3.6)
+  handles: dict[str, Any] = {}
+  for panel, (heading, blocks) in zip(panels, panels_of.items()):
+    for number, name in enumerate(names):
+      rows = [(block.axes[axis], row) for block in blocks for row in block.rows if row.name == name and row.n]
+      x = [value if numeric else values.index(value) for value, _ in rows]
+      style: dict[str, Any] = {'color': PALETTE[number % len(PALETTE)], 'linewidth': 1.8, 'marker': 'o', 'capsize': 2}
+      y, spread = [row.mean or 0.0 for _, row in rows], [row.half_width or 0.0 for _, row in rows]
+      dashes = DASHES[number // len(PALETTE) % len(DASHES)]
+      handles[name] = panel.errorbar(x, y, spread, linestyle=dashes, label=_short(name), elinewidth=0.8, **style)
+    panel.set_title(_wrapped(heading, panel), fontsize=11)
+    panel.set_xticks(values if numeric else range(len(values)), [_short(str(value)) for value in values])
+    panel.grid(alpha=0.25)
+  _label_axes(panels, axis, f'{summary.table.split} {summary.table.metric}')
+  _legend(figure, list(handles.values()))
+  _save(figure, path)
+
+
 def curves(records: Sequence[Record], table: Table, path: str | Path) -> None:
   """The validation metric over steps: per row the mean over repeats and its interval as a band; a panel per block.
 
@@ -95,6 +133,90 @@ def curves(records: Sequence[Record], table: Table, path: str | Path) -> None:
   _label_axes(panels, 'step', f'validation {table.metric}')
   _legend(figure, [handles[name] for name in names])
   _save(figure, path)
+
+
+def rate_finder(record: Mapping[str, Any], path: str | Path) -> None:
+  """The loss over the learning rate, smoothed and (faint) of each step, with the suggested rates as vertical lines.
+
+  Args:
+    record: from `transferlab.rate_finder.find`.
+    path: the PNG, replaced as a whole.
+  """
+  figure, (panel,) = _panels(1, 3.2)
+  rates = [point['rate'] for point in record['curve']]
+  losses, smoothed = ([point[name] for point in record['curve']] for name in ('loss', 'smoothed'))
+  handles = panel.plot(rates, losses, '.', color=PALETTE[0], alpha=0.4, markeredgewidth=0, label='loss of a step')
+  handles += panel.plot(rates, smoothed, color=PALETTE[0], linewidth=1.8, label='smoothed')
+  suggested = {'steepest': 'steepest descent', 'minimum_tenth': 'minimum / 10'}
+  for number, (name, words) in enumerate(suggested.items(), 1):
+    rate, dashes = record['suggestions'][name], DASHES[number]
+    if rate is not None:
+      handles.append(panel.axvline(rate, color=PALETTE[number], linestyle=dashes, label=f'{words}: {rate:.2g}'))
+  # Single losses may be so large in the end that nothing else would be seen.
+  low, high = min(losses), max(smoothed)
+  margin = 0.05 * max(high - low, 1e-6)
+  panel.set_ylim(low - margin, high + margin)
+  panel.set_xscale('log')
+  panel.set_title(_wrapped(f'phase {record["phase"]}', panel), fontsize=11)
+  panel.grid(alpha=0.25)
+  _label_axes([panel], 'learning rate', 'training loss')
+  _legend(figure, handles)
+  _save(figure, path)
+
+
+def depth(probes: Mapping[str, Mapping[str, Any]], metric: str, path: str | Path) -> None:
+  """What probes of a network's stages reach, over depth: a line per set that was measured, but for the training split.
+
+  Args:
+    probes: `{stage: {set: {metric: value}}}`, in the order of the stages, as results.json has it.
+    metric: the metric to draw.
+    path: the PNG, replaced as a whole.
+
+  Raises:
+    UserError: no set but the training split has a value of the metric.
+  """
+  stages = list(probes)
+  figure, panel = _sets(range(len(stages)), list(probes.values()), metric)
+  crowded = sum(map(len, stages)) > 60
+  turned: dict[str, Any] = {'rotation': 45, 'ha': 'right', 'rotation_mode': 'anchor'} if crowded else {}
+  panel.set_xticks(range(len(stages)), [_short(stage) for stage in stages], **turned)
+  _label_axes([panel], 'stage', metric)
+  _save(figure, path)
+
+
+def interpolation(points: Sequence[Mapping[str, Any]], chosen: float, metric: str, path: str | Path) -> None:
+  """What weights between the start of a phase and its end reach (Wortsman et al. 2022, figure 1): a line per set.
+
+  Args:
+    points: `{'share': α, set: {metric: value}}` each, as results.json has them.
+    chosen: the share that validation data chose, which is marked.
+    metric: the metric to draw.
+    path: the PNG, replaced as a whole.
+
+  Raises:
+    UserError: no set but the training split has a value of the metric.
+  """
+  figure, panel = _sets([point['share'] for point in points], points, metric)
+  panel.axvline(chosen, color='0.6', linewidth=1.0, linestyle=(0, (4, 3)), zorder=0)
+  _label_axes([panel], 'share of the way from the start of the phase to its end (dashed: chosen)', metric)
+  _save(figure, path)
+
+
+def _sets(x: Sequence[float], points: Sequence[Mapping[str, Any]], metric: str) -> tuple['Figure', 'Axes']:
+  """A line per set that was measured at every x, but for the training split."""
+  sets = [name for name, own in points[0].items() if isinstance(own, Mapping) and name != 'train']
+  values = {name: [point[name].get(metric) for point in points] for name in sets}
+  values = {name: own for name, own in values.items() if any(value is not None for value in own)}
+  figure, panels = _panels(bool(values), 3.6)
+  handles = []
+  for number, (name, own) in enumerate(values.items()):
+    style: dict[str, Any] = {'color': PALETTE[number % len(PALETTE)], 'linewidth': 1.8, 'marker': 'o'}
+    y = [math.nan if value is None else value for value in own]
+    dashes = DASHES[number // len(PALETTE) % len(DASHES)]
+    handles += panels[0].plot(x, y, linestyle=dashes, label=_short(name), **style)
+  panels[0].grid(alpha=0.25)
+  _legend(figure, handles)
+  return figure, panels[0]
 
 
 def _curves(runs: Sequence[Record], table: Table) -> list[dict[int, float]]:

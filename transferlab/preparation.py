@@ -9,10 +9,10 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab import config, paths, pretrained, transplant
+from transferlab import config, paths, pretrained, source_network, transplant
 from transferlab.data import encoding, preprocessing
 from transferlab.data.examples import matched
 from transferlab.data.loader import Order
@@ -34,10 +34,12 @@ class Prepared:
 
   Attributes:
     record: preprocessing of the inputs.
-    network, stretches, plan: None for a baseline; plan is None from scratch.
+    network, stretches, plan: None for a baseline on raw inputs; a probe has no stretches; plan is None from scratch.
     source: the run that pretrains the source, prepared; None without one.
     weights: the source's, where they exist already.
     notes: sentences for the report.
+    caching: a sentence for each phase that has frozen stages: computed once, or why not.
+    origin: the source's network, where a term asks it.
   """
 
   run: Run
@@ -49,6 +51,8 @@ class Prepared:
   source: 'Prepared | None' = None
   weights: Weights | None = None
   notes: tuple[str, ...] = ()
+  caching: tuple[str, ...] = ()
+  origin: source_network.SourceNetwork | None = None
 
   @property
   def seed(self) -> int:
@@ -100,6 +104,14 @@ class Prepared:
     default = 'mean_squared_error' if self.loaded.info.task == 'regression' else 'accuracy'
     return self.run.evaluation.select or default
 
+  def score(self, values: Mapping[str, Any]) -> float:
+    """That metric among measured ones, so that larger is better; minus infinity where it has no value."""
+    name = self.select_metric()
+    value = next((v for k, v in values.items() if k == name or k.endswith(f'/{name}')), None)
+    if value is None:
+      return float('-inf')
+    return value if metrics.higher_is_better(name) else -value
+
 
 def _basename(name: str) -> str:
   return name.rpartition('/')[2]
@@ -130,6 +142,7 @@ def source_run(run: Run) -> Run:
     objective=run.source.objective,
     evaluation=Evaluation(every=run.evaluation.every),
     parallel=run.parallel,
+    feature_cache=run.feature_cache,
     checkpoint=run.checkpoint,
     logging=run.logging,
   )
@@ -147,7 +160,10 @@ def prepare(run: Run) -> Prepared:
   if loaded.info.kind == 'text':
     raise UserError(f'{run.target.data.name} holds texts, which no network reads yet; see data.hash')
   if run.baseline is not None:
-    return Prepared(run, loaded, record)
+    _check_baseline(run, loaded)
+    if run.baseline.stage is None:
+      _check_sets(run, loaded, record)
+      return Prepared(run, loaded, record)
   source = (
     _prepared_source(source_run(run).model_dump_json())
     if run.source is not None and run.source.data is not None
@@ -166,13 +182,20 @@ def prepare(run: Run) -> Prepared:
     notes.append("preprocessing: the target's own, as target.preprocessing='refit' has it")
   elif weights is not None:
     notes.append("preprocessing: the target's own, since the weights bring none (data.statistics names others)")
-  network, stretches = _network_and_phases(run, loaded, record)
+  origin = functools.partial(source_network.of, run, source, weights, loaded.preprocessing, _categories)
+  asked = origin if run.source is not None else None
+  network, stretches, caching = _network_and_phases(run, loaded, record, asked)
+  if run.baseline is not None:
+    _check_probe(run, network, loaded, record)
   _check_sets(run, loaded, record)
   if weights is not None and run.source is not None:
     weights = pretrained.as_network(weights, run.source, network.shapes())
     notes = [*weights.notes, *notes]
   plan = _plan(run, network, record, source, weights, notes)
-  return Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes))
+  theirs = asked(network) if asked and any(stretch.method.source for stretch in stretches) else None
+  made = Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes), tuple(caching), theirs)
+  source_network.check(made)
+  return made
 
 
 def _unused_statistics(run: Run) -> list[str]:
@@ -220,9 +243,15 @@ def _prepared_source(run: str) -> Prepared:
   return prepare(Run.model_validate_json(run))
 
 
-def _network_and_phases(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+def _network_and_phases(
+  run: Run,
+  loaded: Loaded,
+  record: Mapping[str, Any],
+  asked: Callable[[Any], source_network.SourceNetwork] | None,
+) -> tuple[Any, list[Any], list[str]]:
+  """The network, the phases, and what is said of frozen stages; `asked(network)` gives the source's network."""
   from transferlab.networks import network as networks
-  from transferlab.training import methods
+  from transferlab.training import feature_cache, methods
 
   assert run.network is not None
   info, data = loaded.info, run.target.data
@@ -232,10 +261,15 @@ def _network_and_phases(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> 
   _check_size(run.network.name, network)
   lengths = [length(phase, len(loaded.splits['train']), data.batch_size, data.last_batch) for phase in run.phases]
   example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
-  stretches = methods.stretches(network, run.phases, lengths, run.objective, info, data.augment, example)
-  if run.source is None and any(stretch.method.objective.needs_source for stretch in stretches):
-    raise UserError('config.objective: a term pulls towards the source (l2_sp), but config.source is missing')
-  return network, stretches
+  source = None if asked is None else lambda: asked(network).network
+  stretches = methods.stretches(network, run.phases, lengths, run.objective, info, data.augment, example, source=source)
+  rows, compile_ = len(loaded.splits['train']), run.parallel.compile
+  stretches, said = feature_cache.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
+  if run.source is None and any(methods.needs_start(stretch.method) for stretch in stretches):
+    raise UserError(
+      'config.objective: a term or transform pulls towards the source (l2_sp, mixout), but config.source is missing'
+    )
+  return network, stretches, said
 
 
 def _categories(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,8 +312,38 @@ def _check_choices(run: Run, loaded: Loaded) -> None:
     return
   if run.choose:
     raise UserError('config.choose needs validation data: set config.target.data.validation')
+  if any(phase.interpolate and len(phase.interpolate) > 1 for phase in run.phases):
+    raise UserError('interpolate chooses among several shares on validation data: set config.target.data.validation')
   if any(phase.early_stop for phase in run.phases):
     raise UserError('early_stop needs validation data: set config.target.data.validation')
+
+
+def _check_baseline(run: Run, loaded: Loaded) -> None:
+  """That the method is one for the task, and that there is something to choose its penalty with."""
+  from transferlab.evaluation import baselines
+
+  assert run.baseline is not None
+  if loaded.info.tasks:
+    raise UserError(f'config.baseline learns one label, not {", ".join(loaded.info.tasks)}; data.label names one')
+  baselines.check(run.baseline, loaded.info.task == 'regression')
+  if len(run.baseline.penalties or ()) > 1 and 'validation' not in loaded.splits:
+    raise UserError(
+      'config.baseline.penalties: validation data choose among several, and there are none; set '
+      'config.target.data.validation, or give one penalty'
+    )
+
+
+def _check_probe(run: Run, network: Any, loaded: Loaded, record: Mapping[str, Any]) -> None:
+  """That the network has the stage, and the machine room for its features."""
+  from transferlab.evaluation import features
+
+  assert run.baseline is not None
+  stages = features.chosen(network, run.baseline.stage)
+  widths = features.widths(network, stages, record['input_shape'], run.baseline.pool)
+  features.check_size(sum(map(len, loaded.splits.values())), widths)
+  for name in ('penalty', 'features'):
+    if name in run.evaluation.sets:
+      raise UserError(f'config.evaluation.sets.{name}: the results of a probe have a number of that name')
 
 
 def _check_sets(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> None:
@@ -312,13 +376,16 @@ def start(prepared: Prepared, weights: Weights | None) -> Any:
   from transferlab.training.step import NETWORK
 
   variables = initial(prepared.network, jax.random.fold_in(jax.random.key(prepared.seed), NETWORK))
-  start_point = None
+  start_point = origin = fisher = None
   if weights is not None and prepared.plan is not None:
     variables = transplant.apply(prepared.plan, weights.variables, variables)
     start_point = transplant.start_point(prepared.plan, variables['params'])
+    origin = source_network.constants(prepared, weights)
+    fisher = source_network.fisher(prepared, weights, variables['params'])
   record: Mapping[str, Any] = {name: jnp.asarray(prepared.record[name], jnp.float32) for name in ('shift', 'scale')}
   arrays = prepared.loaded.arrays(prepared.loaded.splits['train'], prepared.record)
-  return Member(prepared.stretches, variables, start_point, arrays, prepared.order(), dict(record), prepared.seed)
+  order = prepared.order()
+  return Member(prepared.stretches, variables, start_point, arrays, order, dict(record), prepared.seed, origin, fisher)
 
 
 def initial(network: Any, key: Any) -> dict[str, Any]:

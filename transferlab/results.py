@@ -4,6 +4,8 @@ Choices are made on validation data; the test split is touched here only, once, 
 """
 
 import csv
+import dataclasses
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +14,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from transferlab import folder
+from transferlab import folder, source_network
 from transferlab.data import preprocessing
 from transferlab.data.examples import Info, matched
 from transferlab.data.sources import load
-from transferlab.evaluation import evaluate, metrics
+from transferlab.evaluation import baselines, evaluate, metrics
 from transferlab.preparation import Prepared
+from transferlab.pretrained import Weights
 from transferlab.training import parallel
+from transferlab.training.methods import Stretch
 from transferlab.training.state import Fitted, Validation
+
+# Bytes up to which the outputs of frozen stages for validation data are kept while a phase lasts.
+FEATURES = 2**30
 
 
 def mesh_of(prepared: Prepared) -> Any:
@@ -62,8 +69,18 @@ def validation(runs: Sequence[Prepared]) -> Validation | None:
   names = list(dict.fromkeys([name, *usual]))
   mesh, batch_size = mesh_of(first), min(first.run.evaluation.batch_size, x.shape[1 if population else 0])
 
-  def judge(variables: Any) -> list[dict[str, Any]]:
-    outputs = evaluate.predict(first.network, variables, record, x, batch_size, mesh, population)
+  features: dict[str, Any] = {}  # what the frozen stages of a phase give, for one phase at a time
+
+  def judge(variables: Any, stretch: Stretch) -> list[dict[str, Any]]:
+    predict = functools.partial(evaluate.predict, first.network, variables, record)
+    prefix, ways = stretch.prefix, (batch_size, mesh, population)
+    if prefix is None or sum(len(part[0]) for part in parts) * prefix.each > FEATURES:
+      outputs = predict(x, *ways)
+    else:
+      if stretch.name not in features:
+        features.clear()
+        features[stretch.name] = predict(x, *ways, stop=prefix.start)
+      outputs = predict(features[stretch.name], *ways, start=prefix.start)
     each = [_member(outputs, number) for number in range(len(runs))] if population else [outputs]
     return [measure(names, own, label, info) for own, (_, label) in zip(each, parts)]
 
@@ -115,33 +132,158 @@ def final(prepared: Prepared, fitted: Fitted, predictions: Path | None = None, t
   return found
 
 
-def baseline_outputs(prepared: Prepared, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(outputs, labels) of a classical method, fitted to the training split, on the named splits."""
-  from transferlab.evaluation import baselines
+def forgotten(prepared: Prepared, fitted: Fitted, weights: Weights | None, test: bool = True) -> dict[str, Any]:
+  """What the target's training has done to the source: its network on its own test split, with its preprocessing.
 
+  Returns:
+    'source_test': metrics of the source 'before', 'after' (the target's selected weights, else the last, back where the
+    transplant took them from) and 'last' (the last). Nothing where the config does not ask, or `test` is False.
+  """
+  source = prepared.source
+  if not (test and prepared.run.evaluation.forgotten) or source is None or weights is None:
+    return {}
+  x, label, _ = split(source, 'test')
+  same = (source.loaded.info.task, source.loaded.info.tasks) == (prepared.loaded.info.task, prepared.loaded.info.tasks)
+  names = prepared.run.evaluation.metrics if same else None
+
+  def measured(variables: Any) -> dict[str, Any]:
+    return measure(names, outputs_on(source, variables, x), label, source.loaded.info)
+
+  last = measured(source_network.remains(prepared, weights, fitted.last))
+  after = last
+  if fitted.selected is not None:
+    after = measured(source_network.remains(prepared, weights, fitted.selected))
+  return {'source_test': {'before': measured(weights.variables), 'after': after, 'last': last}}
+
+
+def final_baseline(
+  prepared: Prepared, variables: Any = None, predictions: Path | None = None, test: bool = True
+) -> dict[str, Any]:
+  """As `final`, for a classical method, of which validation data choose penalty and stage.
+
+  Without validation data the last stage before the head is reported.
+
+  Args:
+    variables: of the network that is probed; None for a baseline on raw inputs.
+    predictions, test: as in `final`.
+
+  Returns:
+    Beside 'last' and 'selected': 'warnings'; and for a probe 'probes', `{stage: {set: {metric: value}, 'penalty': …,
+    'features': how many}}` in the order of the stages, 'stage', the one reported, and 'standardized'.
+  """
+  baseline, info, asked = prepared.run.baseline, prepared.loaded.info, prepared.run.evaluation.metrics
+  assert baseline is not None
+  everything = sets(prepared, test)
+  probes = _probes(prepared, variables, everything)
+  measured = {
+    stage: {name: measure(asked, probe.outputs(name), label, info) for name, (_, label, _) in everything.items()}
+    for stage, probe in probes.items()
+  }
+  stage = _chosen_stage(probes)
+  if predictions is not None:
+    for name, (_, label, ids) in everything.items():
+      outputs = probes[stage].outputs(name)
+      # One logit of class 1 in place of two columns.
+      outputs = outputs[:, 1:2] - outputs[:, :1] if info.task == 'binary' else outputs
+      write_predictions(predictions / f'{name}.csv', outputs, ids, info, label)
+  notes = [f'{baseline.name} on {key}: {probe.fitted.note}' for key, probe in probes.items() if probe.fitted.note]
+  selected = measured[stage] if 'validation' in measured[stage] else None
+  found = {'last': measured[stage], 'selected': selected, 'warnings': notes}
+  return {**found, **_by_stage(baseline, probes, measured, stage)}
+
+
+def _by_stage(
+  baseline: baselines.Baseline, probes: Mapping[str, '_Probe'], measured: Mapping[str, Any], stage: str
+) -> dict[str, Any]:
+  """What results.json holds of a probe; nothing for a baseline on raw inputs that had nothing to choose."""
+  if baseline.stage is None and baseline.penalties is None:
+    return {}
+  found = {
+    key: {**measured[key], 'penalty': probe.fitted.penalty, 'features': probe.inputs['train'][0].size}
+    for key, probe in probes.items()
+  }
+  return {'probes': found, 'stage': stage, 'standardized': baseline.standardizes}
+
+
+def measure_baseline(prepared: Prepared, variables: Any = None) -> dict[str, Any]:
+  """The metric that chooses, of a classical method on validation data: `{'validation': {metric: value}}`."""
+  everything = {name: own for name, own in sets(prepared, test=False).items() if name in ('train', 'validation')}
+  probes = _probes(prepared, variables, everything)
+  outputs = probes[_chosen_stage(probes)].outputs('validation')
+  name = prepared.select_metric()
+  return {'validation': measure([name], outputs, everything['validation'][1], prepared.loaded.info)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Probe:
+  """A classical method fitted to the training data.
+
+  Attributes:
+    inputs: of every set that is measured.
+    score: on validation data, the larger the better; None without.
+  """
+
+  fitted: baselines.Fitted
+  inputs: dict[str, np.ndarray]
+  score: float | None
+
+  def outputs(self, name: str) -> np.ndarray:
+    """On all examples of a set."""
+    return self.fitted.predict(self.inputs[name])
+
+
+def _probes(prepared: Prepared, variables: Any, everything: Mapping[str, Any]) -> dict[str, _Probe]:
+  """The method fitted at each stage that the config means, in their order; 'inputs' stands for raw inputs."""
   baseline, info = prepared.run.baseline, prepared.loaded.info
   assert baseline is not None
-  shift, scale = (np.asarray(prepared.record[name], np.float32) for name in ('shift', 'scale'))
-  raw = {name: np.asarray(split(prepared, name)[0]) for name in {'train', *names}}
-  inputs = {name: preprocessing.apply(x, shift, scale) for name, x in raw.items()}
-  labels = {name: split(prepared, name)[1] for name in {'train', *names}}
   classes = None if info.task == 'regression' else max(2, len(info.classes))
-  predict = baselines.fit(baseline, inputs['train'], labels['train'], num_classes=classes, seed=prepared.seed)
-  return {name: predict(inputs[name]) for name in names}, labels
+  found = {}
+  for stage, inputs in _inputs(prepared, baseline, variables, everything).items():
+    fits = baselines.fits(baseline, inputs['train'], everything['train'][1], num_classes=classes)
+    if 'validation' not in everything:
+      found[stage] = _Probe(fits[0], inputs, None)
+      continue
+    x, label = inputs['validation'], everything['validation'][1]
+    scores = [_score(prepared, each.predict(x), label) for each in fits]
+    best = int(np.argmax(scores))  # the first of equals: the strongest penalty
+    found[stage] = _Probe(fits[best], inputs, scores[best])
+  return found
 
 
-def measure_baseline(prepared: Prepared, names: Sequence[str]) -> dict[str, Any]:
-  """Metrics of a classical method on the named splits."""
-  outputs, labels = baseline_outputs(prepared, names)
-  chosen = prepared.run.evaluation.metrics
-  return {name: measure(chosen, outputs[name], labels[name], prepared.loaded.info) for name in names}
+def _inputs(
+  prepared: Prepared, baseline: baselines.Baseline, variables: Any, everything: Mapping[str, Any]
+) -> dict[str, dict[str, np.ndarray]]:
+  """What the method sees of each set, by stage."""
+  from transferlab.evaluation import features
+
+  if baseline.stage is None:
+    record = [np.asarray(prepared.record[name], np.float32) for name in ('shift', 'scale')]
+    return {'inputs': {name: preprocessing.apply(np.asarray(x), *record) for name, (x, _, _) in everything.items()}}
+  stages = features.chosen(prepared.network, baseline.stage)
+  of = functools.partial(
+    features.features,
+    prepared.network,
+    variables,
+    arrays_of(prepared.record),
+    stages=stages,
+    pool=baseline.pool,
+    batch_size=prepared.run.evaluation.batch_size,
+    mesh=mesh_of(prepared),
+  )
+  found = {name: of(x) for name, (x, _, _) in everything.items()}
+  return {stage: {name: own[stage] for name, own in found.items()} for stage in stages}
 
 
-def final_baseline(prepared: Prepared, test: bool = True) -> dict[str, Any]:
-  """As `final`, for a classical method; its value is what validation selects."""
-  names = [name for name in prepared.loaded.splits if test or name != 'test']
-  measured = measure_baseline(prepared, names)
-  return {'last': measured, 'selected': measured if 'validation' in measured else None}
+def _score(prepared: Prepared, outputs: np.ndarray, labels: Any) -> float:
+  """The metric that chooses, so that larger is better; minus infinity where it has no value."""
+  return prepared.score(measure([prepared.select_metric()], outputs, labels, prepared.loaded.info))
+
+
+def _chosen_stage(probes: Mapping[str, _Probe]) -> str:
+  """The stage that validation data choose, of equally good ones the first; without such data the last but the head."""
+  stages = list(probes)
+  scores = [probe.score for probe in probes.values() if probe.score is not None]
+  return stages[int(np.argmax(scores)) if scores else max(0, len(stages) - 2)]
 
 
 def probabilities(outputs: np.ndarray, task: str) -> np.ndarray:

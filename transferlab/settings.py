@@ -10,7 +10,7 @@ from transferlab.data.settings import Data
 from transferlab.evaluation.baselines import Baseline
 from transferlab.evaluation.settings import Evaluation
 from transferlab.training.phases import Phase
-from transferlab.training.settings import Parallel
+from transferlab.training.settings import FeatureCache, Parallel
 
 Terms = Annotated[list[dict[str, Any]], pydantic.Field(min_length=1)]
 NameRules = Annotated[list[tuple[str, str, str]], pydantic.BeforeValidator(config.tuples)]
@@ -99,7 +99,7 @@ class Run(Schema):
   """One run: data -> network -> transplant -> phases -> evaluation."""
 
   seed: Seed = pydantic.Field(0, description='draws shots, validation split, noise, initialisation, order, dropout')
-  network: NetworkSpec | None = pydantic.Field(None, description='what is trained; None only for a baseline')
+  network: NetworkSpec | None = pydantic.Field(None, description='what is trained, or probed; None only for a baseline')
   source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
   target: Target = pydantic.Field(description='what is to be learnt')
   transplant: TransplantRules | None = pydantic.Field(
@@ -109,23 +109,41 @@ class Run(Schema):
   )
   phases: list[Phase] = pydantic.Field([], description='what moves, when, and how fast')
   objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of the task')
-  baseline: Baseline | None = pydantic.Field(None, description='a classical method in place of network and phases')
+  baseline: Baseline | None = pydantic.Field(
+    None, description="a classical method in place of phases: on raw inputs, or a probe of the network's stages"
+  )
   choose: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = pydantic.Field(
     {}, description='values of a key to try; validation data choose'
   )
+  soup: Literal['uniform', 'greedy'] | None = pydantic.Field(
+    None,
+    description="average the candidates' weights instead of taking the best: all of them, or greedily those that help "
+    'on validation data (Wortsman et al. 2022, Model soups)',
+    json_schema_extra=LATER,
+  )
   evaluation: Evaluation = pydantic.Field(Evaluation(), description='what is measured, and when')
   parallel: Parallel = pydantic.Field(Parallel(), description='devices and compilation')
+  feature_cache: FeatureCache = pydantic.Field(
+    FeatureCache(), description='outputs of frozen stages, computed once', json_schema_extra=OUTSIDE
+  )
   checkpoint: Checkpoint = pydantic.Field(Checkpoint(), description='when the run is saved')
   logging: Logging = pydantic.Field(Logging(), description='when the training loss is logged')
 
   @pydantic.model_validator(mode='after')
   def _trained_or_baseline(self) -> 'Run':
-    if self.baseline is not None and (self.phases or self.source):
-      raise ValueError('a baseline has neither phases nor a source')
+    probe = self.baseline is not None and self.baseline.stage is not None
+    if self.baseline is not None and self.phases:
+      raise ValueError('a baseline has no phases: nothing trains' + (' but its source' if probe else ''))
+    if self.baseline is not None and self.source and not probe:
+      raise ValueError('a baseline has neither phases nor a source; one with a stage, a probe, has a source')
+    if probe and self.network is None:
+      raise ValueError('baseline.stage needs a network, whose features it names')
     if self.baseline is None and self.network is None:
       raise ValueError('a run needs a network (or a baseline)')
     if self.baseline is None and not self.phases:
       raise ValueError('a run needs at least one phase')
+    if self.soup is not None and (not self.choose or self.baseline is not None):
+      raise ValueError('a soup is made of the candidates of choose, which have to be networks that train')
     if self.transplant is not None and self.source is None:
       raise ValueError('a transplant needs a source')
     return self

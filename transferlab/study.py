@@ -5,15 +5,15 @@ pretraining. A finished cell is a small record and is never repeated; a failed o
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from transferlab import config, experiment, folder
-from transferlab.cells import Candidate, Cell, Study, candidates, expand
+from transferlab import choice, config, experiment, folder
+from transferlab.cells import Candidate, Cell, Study, expand
+from transferlab.config import LARGEST
 from transferlab.errors import Diverged, UserError
 from transferlab.preparation import Prepared, prepare, start
 from transferlab.pretrained import Weights
@@ -56,59 +56,6 @@ def run_study(
     return write_table(study, records, workdir), records
 
 
-def choose_run(
-  settings: Run, workdir: Path, *, screen: Screen, stop: Stop = lambda: False, extend: bool = False
-) -> dict[str, Any]:
-  """A single run with `choose`: every candidate is a run with its own folder; validation data choose one, and only
-  that one is tested. A candidate that diverges is out of the choice.
-
-  Raises:
-    Diverged: every candidate did.
-  """
-  options = list(candidates(settings))
-  prepared = prepare(options[0].settings)
-  with folder.locked(workdir):
-    identity = {**prepared.identity, 'config': config.identity(settings)}
-    folder.claim(workdir, config.resolved(settings), identity, extend=extend)
-    if (workdir / 'results.json').exists() and not extend:
-      screen.say(f'{workdir} is finished')
-      return folder.read_record(workdir / 'results.json', 'chosen', 'last', 'selected')
-    folder.write_json(workdir / 'environment.json', folder.environment())
-    scores, seconds = _tried(options, prepared, workdir, screen, stop, extend)
-    finite = [score for score in scores if score is not None]
-    best = scores.index(max(finite)) if finite else 0
-    place = workdir / 'candidates' / str(best)
-    results = experiment.run(options[best].settings, place, screen=screen, stop=stop)
-    chosen = {'chosen': options[best].chosen, 'candidate': best, 'grid': settings.choose, 'scores': scores}
-    results = {**results, **chosen, 'seconds': round(seconds, 3)}
-    folder.write_json(workdir / 'results.json', results)
-    return results
-
-
-def _tried(
-  options: Sequence[Candidate], prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, extend: bool
-) -> tuple[list[float | None], float]:
-  """Trains every candidate: their scores on validation data (None: it has none, or diverged), and the seconds."""
-  scores: list[float | None] = []
-  seconds, failures = 0.0, []
-  for number, option in enumerate(options):
-    screen.say(f'candidate {number}: {_describe(option.chosen)}')
-    place = workdir / 'candidates' / str(number)
-    try:
-      results = experiment.run(option.settings, place, screen=screen, stop=stop, extend=extend, test=False)
-    except Diverged as problem:
-      screen.say(f'candidate {number} diverged: {problem}')
-      failures.append(problem)
-      scores.append(None)
-      continue
-    score = _score(prepared, (results['selected'] or results['last'])['validation'])
-    scores.append(score if math.isfinite(score) else None)
-    seconds += results['seconds']
-  if len(failures) == len(options):
-    raise failures[0]
-  return scores, seconds
-
-
 def _place(workdir: Path, cell: Cell) -> Path:
   name = '-'.join(str(value) for value in cell.where.values())
   clean = ''.join(letter if letter.isalnum() or letter in '-_.' else '_' for letter in name)
@@ -126,13 +73,13 @@ def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: S
   for cell in cells:
     for candidate in cell.candidates:
       try:
-        candidate.prepared = prepare(candidate.settings)
+        candidate.prepared = candidate.prepared or prepare(candidate.settings)
       except UserError as error:
         cell.failure = str(error)
         break
   alive = [cell for cell in cells if cell.failure is None]
   sources = _Sources(workdir.parent / 'sources', population, screen, stop)
-  everything = [c for cell in alive for c in cell.candidates]
+  everything = list({id(c): c for cell in alive for c in cell.candidates}.values())
   trained = [c for c in everything if c.prepared is not None and c.prepared.network is not None]
   screen.expect(sum(_steps(c) for c in trained))
   sources.pretrain([c.prepared.source for c in trained if c.prepared and c.prepared.source is not None])
@@ -144,11 +91,13 @@ def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: S
       if all(c.score is not None or c.failure for c in alive[number].candidates):
         screen.doing(f'evaluating {_name(alive[number])}')
         screen.advance(0)
-        _record(alive[number], workdir)
+        folder.write_json(_place(workdir, alive[number]), choice.record(alive[number], sources.of))
         del open_cells[number]
+        for candidate in alive[number].candidates:
+          candidate.fitted = candidate.fitted if candidate.cells > 1 else None  # weights take memory
   for cell in cells:
     if cell.failure is not None:
-      _record(cell, workdir)
+      folder.write_json(_place(workdir, cell), choice.record(cell, sources.of))
 
 
 def _side_by_side(work: Callable[[Any], None], items: Sequence[Any]) -> Iterator[None]:
@@ -177,7 +126,16 @@ def _groups(candidates: Sequence[Candidate], population: bool) -> Iterator[list[
   for number, candidate in enumerate(candidates):
     key = _structure(candidate.prepared) if population else None
     groups.setdefault(number if key is None else key, []).append(candidate)
-  yield from groups.values()
+  for group in groups.values():
+    room = _room(group[0].prepared)
+    yield from (group[start : start + room] for start in range(0, len(group), room))
+
+
+def _room(prepared: Prepared | None) -> int:
+  """How many runs together keep the outputs of their frozen stages within what may stand on the device."""
+  assert prepared is not None
+  size = max((s.prefix.size for s in prepared.stretches if s.prefix is not None), default=0)
+  return max(1, int(prepared.run.feature_cache.device * 2**30 // size)) if size else LARGEST
 
 
 def _structure(prepared: Prepared | None) -> Any:
@@ -185,12 +143,14 @@ def _structure(prepared: Prepared | None) -> Any:
   assert prepared is not None
   settings, data = prepared.run, prepared.run.target.data
   alone = any(p.early_stop for p in settings.phases) or data.hold == 'stream' or settings.parallel.compile == 'pmap'
-  if alone or prepared.network is None:
+  alone = alone or any(s.prefix is not None and s.prefix.where != 'device' for s in prepared.stretches)
+  if alone or settings.baseline is not None:
     return None
   validation = prepared.loaded.splits.get('validation')
   return (
     tuple((s.method, s.steps, s.adapt, s.name, s.phase.keep_optimizer) for s in prepared.stretches),
-    prepared.plan is None,
+    tuple((s.prefix and s.prefix.views, tuple(s.phase.interpolate or ())) for s in prepared.stretches),
+    tuple(prepared.plan.copied()) if prepared.plan and _looks_back(prepared) else prepared.plan is None,
     data.batch_size,
     data.last_batch,
     None if validation is None else len(validation),
@@ -203,20 +163,29 @@ def _structure(prepared: Prepared | None) -> Any:
   )
 
 
+def _looks_back(prepared: Prepared) -> bool:
+  """Whether training looks at the values that the transplant gave, whose structure is then the program's."""
+  from transferlab.training.methods import needs_start
+
+  return any(needs_start(stretch.method) for stretch in prepared.stretches)
+
+
 def _train_group(group: Sequence[Candidate], name: str, sources: '_Sources', screen: Screen, stop: Stop) -> None:
   screen.doing(f'{name} ({len(group)} runs)' if len(group) > 1 else name)
   begun = time.monotonic()
   try:
     runs = [candidate.prepared for candidate in group if candidate.prepared is not None]
-    if runs[0].network is None:
+    if runs[0].run.baseline is not None:
       for candidate in group:
         assert candidate.prepared is not None
-        candidate.score = _baseline_score(candidate.prepared)
+        candidate.score = choice.baseline_score(candidate.prepared, sources.of)
     else:
-      for candidate, fitted in zip(group, train(runs, [sources.of(run) for run in runs], screen, stop)):
+      for candidate, fitted in zip(
+        group, train(runs, [sources.of(run) for run in runs], sources.place.parent, screen, stop)
+      ):
         candidate.fitted = fitted
         candidate.failure = f'diverged at step {fitted.diverged}' if fitted.diverged else None
-        candidate.score = None if fitted.diverged else _best(candidate)
+        candidate.score = None if fitted.diverged else choice.best_score(candidate)
   except (UserError, Diverged, MemoryError) as error:
     if len(group) > 1:
       # One may have failed them all: each is tried, and speaks, for itself.
@@ -228,8 +197,10 @@ def _train_group(group: Sequence[Candidate], name: str, sources: '_Sources', scr
     candidate.seconds = (time.monotonic() - begun) / len(group)
 
 
-def train(runs: Sequence[Prepared], weights: Sequence[Weights | None], screen: Screen, stop: Stop) -> list[Any]:
-  """Trains runs of equal structure together, in memory."""
+def train(
+  runs: Sequence[Prepared], weights: Sequence[Weights | None], place: Path, screen: Screen, stop: Stop
+) -> list[Any]:
+  """Trains runs of equal structure together, in memory; `place` is for outputs of frozen stages that are too large."""
   from transferlab import results
   from transferlab.training.loop import Loop
 
@@ -238,6 +209,7 @@ def train(runs: Sequence[Prepared], weights: Sequence[Weights | None], screen: S
     members,
     experiment.feed_of(runs, members),
     experiment.cadence_of(runs[0].run),
+    cached=experiment.cached_feed(runs, members, place, lambda line: None),
     validation=results.validation(runs),
     advance=screen.advance,
     stop=stop,
@@ -307,80 +279,9 @@ class _Sources:
     return self.found[key]
 
 
-# --------------------------------------------------------------------------------------------------- the choice
-def _score(prepared: Prepared, values: Mapping[str, Any]) -> float:
-  """The validation metric that chooses, so that larger is better; minus infinity where it has no value."""
-  from transferlab.evaluation import metrics
-
-  name = prepared.select_metric()
-  value = next((v for k, v in values.items() if k == name or k.endswith(f'/{name}')), None)
-  if value is None:
-    return float('-inf')
-  return value if metrics.higher_is_better(name) else -value
-
-
-def _best(candidate: Candidate) -> float:
-  from transferlab.evaluation import metrics
-
-  best, prepared = candidate.fitted.best, candidate.prepared
-  assert prepared is not None
-  if best is None:
-    return 0.0
-  return best['value'] if metrics.higher_is_better(prepared.select_metric()) else -best['value']
-
-
-def _baseline_score(prepared: Prepared) -> float:
-  from transferlab import results
-
-  if 'validation' not in prepared.loaded.splits:
-    return 0.0
-  return _score(prepared, results.measure_baseline(prepared, ['validation'])['validation'])
-
-
-def _record(cell: Cell, workdir: Path) -> None:
-  """Evaluates the chosen candidate, the only one whose test split is touched, and writes the cell's record."""
-  good = [candidate for candidate in cell.candidates if candidate.score is not None]
-  record: dict[str, Any] = {'cell': cell.where, 'seconds': round(sum(c.seconds for c in cell.candidates), 3)}
-  if cell.failure is None and not good:
-    cell.failure = cell.candidates[0].failure or 'no candidate finished'
-  if cell.failure is not None:
-    folder.write_json(_place(workdir, cell), {**record, 'status': 'failed', 'reason': cell.failure})
-    return
-  best = max(good, key=lambda candidate: candidate.score or 0.0)
-  assert best.prepared is not None and cell.settings is not None
-  measured = _measure(best)
-  keep = experiment.record(best.prepared, measured, best.fitted, seconds=record['seconds'])
-  failures = {_describe(c.chosen): c.failure for c in cell.candidates if c.failure}
-  folder.write_json(
-    _place(workdir, cell),
-    {
-      **keep,
-      **record,
-      'reason': None,
-      'chosen': best.chosen,
-      'grid': cell.settings.choose,
-      'failed candidates': failures,
-      'stands_in': None,
-    },
-  )
-
-
-def _measure(candidate: Candidate) -> dict[str, Any]:
-  from transferlab import results
-
-  assert candidate.prepared is not None
-  if candidate.prepared.network is None:
-    return results.final_baseline(candidate.prepared)
-  return results.final(candidate.prepared, candidate.fitted)
-
-
-def _describe(chosen: Mapping[str, Any]) -> str:
-  return ', '.join(f'{key}={value}' for key, value in chosen.items())
-
-
 # ---------------------------------------------------------------------------------------------------- the table
 def write_table(study: Study, records: Sequence[Mapping[str, Any]], workdir: Path) -> dict[str, Any]:
-  """table.md, table.csv, table.json, comparison.png and curves.png; returns what table.json holds."""
+  """table.md, table.csv, table.json, comparison.png, curves.png (and along.png); returns what table.json holds."""
   from transferlab import plots, tables
   from transferlab.comparison import summarise
 
@@ -390,6 +291,9 @@ def write_table(study: Study, records: Sequence[Mapping[str, Any]], workdir: Pat
     # Without validation data there are no curves, and without a finished cell no picture at all.
     with contextlib.suppress(UserError):
       plots.comparison(summary, workdir / 'comparison.png')
+    if study.table.along is not None:
+      with contextlib.suppress(UserError):
+        plots.along(summary, workdir / 'along.png')
     with contextlib.suppress(UserError):
       plots.curves(records, study.table, workdir / 'curves.png')
     tables.write(summary, records, workdir)

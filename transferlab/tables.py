@@ -105,7 +105,7 @@ def write(summary: Summary, records: Iterable[Record], folder: str | Path) -> No
 def legend(summary: Summary) -> list[str]:
   """The sentences under the table: which interval, which test, what was chosen from what, at which price."""
   table, rows = summary.table, [row for block in summary.blocks for row in block.rows]
-  lines = [f'{_metric(table)}: {_measurement(summary)}.']
+  lines = [f'{" and ".join(_metric(table, name) for name in [table.split, *table.also])}: {_measurement(summary)}.']
   if summary.comparisons:
     lines.append(
       f'verdict: paired two-sided t test against {table.baseline} over each {table.repeats} both have, at '
@@ -119,6 +119,11 @@ def legend(summary: Summary) -> list[str]:
     )
   if any(row.gap is not None for row in rows):
     lines.append(f'gap: {table.metric} on the training data minus {table.metric} on {table.split}.')
+  if any(row.forgotten is not None for row in rows):
+    lines.append(
+      f"forgotten: by how much {table.metric} on the source's test data is worse after training on the target, with "
+      "what the transplant took put back into the source's network."
+    )
   for grid, names in summary.grids.items():
     lines.append(f'chosen on validation data: {grid} ({", ".join(names)}).')
   if any(row.labels for row in rows):
@@ -149,18 +154,19 @@ def _grid(summary: Summary) -> tuple[list[str], list[list[list[str]]]]:
   table = summary.table
   baseline = table.baseline or 'baseline'
   heads = [
-    table.rows, 'n', _metric(table), f'difference to {baseline}', 'p', 'verdict', f'steps to {baseline}',
-    'trained parameters', 'seconds (total)', 'gap', 'chosen', 'labels',
+    table.rows, 'n', _metric(table), f'difference to {baseline}', 'p', 'verdict',
+    *(_metric(table, name) for name in table.also), f'steps to {baseline}',
+    'trained parameters', 'seconds (total)', 'gap', 'forgotten', 'chosen', 'labels',
   ]  # fmt: skip
   rows = [row for block in summary.blocks for row in block.rows]
   digits, short = _digits(rows), _short(key for row in rows for key in row.chosen)
-  filled = [_cells(row, digits, short) for row in rows if row.n]
+  filled = [_cells(row, digits, short, table.also) for row in rows if row.n]
   kept = [i for i in range(len(heads)) if i < 3 or any(cells[i] != NONE for cells in filled)]
   bodies = []
   for block in summary.blocks:
     lines = []
     for row in block.rows:
-      cells = _cells(row, digits, short)
+      cells = _cells(row, digits, short, table.also)
       lines += [[cells[i] for i in kept]] if row.n else []
       for reason, count in row.failures.items():
         lines.append([f'{row.name}{FAILED}', str(count), reason, *[NONE] * (len(kept) - 3)])
@@ -173,21 +179,26 @@ def _widths(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
   return [max([*map(len, head.split()), *(len(line[column]) for line in lines)]) for column, head in enumerate(heads)]
 
 
-def _cells(row: Row, digits: int, short: dict[str, str]) -> list[str]:
+def _cells(row: Row, digits: int, short: dict[str, str], also: Sequence[str]) -> list[str]:
   def number(value: float | None, sign: str = '') -> str:
     return NONE if value is None else f'{value:{sign}.{digits}f}'
+
+  def about(value: float | None, half_width: float | None, sign: str = '') -> str:
+    return number(value, sign) + ('' if half_width is None else f' ± {number(half_width)}')
 
   return [
     row.name,
     str(row.n),
-    number(row.mean) + ('' if row.half_width is None else f' ± {number(row.half_width)}'),
+    about(row.mean, row.half_width),
     number(row.difference, '+'),
     NONE if row.p_value is None else '<0.001' if row.p_value < 0.001 else f'{row.p_value:.3f}',
     row.verdict or NONE,
+    *(about(row.also.get(name), row.also_half_width.get(name)) for name in also),
     _steps(row),
     ' to '.join(f'{number:,}' for number in dict.fromkeys([*row.parameters[:1], *row.parameters[-1:]])) or NONE,
     NONE if row.seconds is None else f'{row.seconds:.1f} ({row.seconds_total:.1f})',
     number(row.gap, '+'),
+    about(row.forgotten, row.forgotten_half_width, '+'),
     _chosen(row, short),
     ', '.join(f'{train} + {validation}' for train, validation in row.labels) or NONE,
   ]
@@ -227,8 +238,8 @@ def _digits(rows: Sequence[Row]) -> int:
   return 3 + max(0, -math.floor(math.log10(largest)) - 1)
 
 
-def _metric(table: Table) -> str:
-  return f'{table.split} {table.metric}'
+def _metric(table: Table, split: str | None = None) -> str:
+  return f'{split or table.split} {table.metric}'
 
 
 def _count(number: int, noun: str) -> str:
@@ -245,9 +256,12 @@ def _field(value: Any) -> Any:
   if isinstance(value, tuple):
     return ', '.join(' + '.join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
   if isinstance(value, dict):
-    texts = (f'{key}: {_times(of)}' if isinstance(of, dict) else f'{of}× {key}' for key, of in value.items())
-    return '; '.join(texts)
+    return '; '.join(map(_field_item, *zip(*value.items()))) if value else ''
   return '' if value is None else value
+
+
+def _field_item(key: str, of: Any) -> str:
+  return f'{key}: {_times(of)}' if isinstance(of, dict) else f'{key}: {of}' if isinstance(of, float) else f'{of}× {key}'
 
 
 def _jsonable(value: Any) -> Any:

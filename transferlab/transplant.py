@@ -327,6 +327,44 @@ def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> d
   return {kind: paths.unflatten(flat) for kind, flat in values.items()}
 
 
+def carried(made: Plan, values: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+  """Values of the source's parameters (their Fisher information) where the plan puts the parameters: a tree like
+  `params`, None where the plan copies nothing, and 0 in rows of a copied leaf that are new.
+
+  Args:
+    values: a tree like the source's parameters.
+    params: the target's.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  only = dataclasses.replace(made, origins=tuple(origin for origin in made.origins if origin.kind == 'params'))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(params))
+  return start_point(made, apply(only, {'params': values}, {'params': zeros})['params'])
+
+
+def returned(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+  """The source's variables with the target's values wherever the plan took them from: what became of the source.
+
+  Rows and classes go back to where they came from. A convolution on other input channels has no way back, and stays as
+  the source has it, as does all that was not copied.
+  """
+  import jax.numpy as jnp
+
+  values = {kind: paths.flatten(source.get(kind, {})) for kind in ('params', 'stats')}
+  trained = {kind: paths.flatten(target.get(kind, {})) for kind in ('params', 'stats')}
+  for origin in made.origins:
+    old, new = values[origin.kind].get(str(origin.source)), trained[origin.kind][origin.path]
+    if origin.action == 'copy':
+      values[origin.kind][str(origin.source)] = jnp.asarray(new)
+    elif origin.action in ('columns', 'classes'):
+      mine, theirs = (jnp.array(places) for places in zip(*origin.rows))
+      places = (theirs,) if origin.action == 'columns' else (..., theirs)
+      given = new[mine] if origin.action == 'columns' else new[..., mine]
+      values[origin.kind][str(origin.source)] = jnp.asarray(old).at[places].set(given)
+  return {kind: paths.unflatten(flat) for kind, flat in values.items()}
+
+
 def start_point(made: Plan, params: Mapping[str, Any]) -> dict[str, Any]:
   """The transplanted parameters as the point that L2-SP pulls towards: None where nothing was copied."""
   copied = set(made.copied())

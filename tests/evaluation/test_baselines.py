@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from transferlab.config import validate
+from transferlab.config import identity, validate
 from transferlab.errors import UserError
 from transferlab.evaluation import metrics
-from transferlab.evaluation.baselines import Baseline, fit
+from transferlab.evaluation.baselines import Baseline, fit, fits
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(60, 4))
@@ -76,14 +76,82 @@ def test_more_neighbours_than_examples_is_the_users_mistake():
     fit(Baseline(name='nearest_neighbours', neighbours=61), X, Y, num_classes=3)
 
 
-@pytest.mark.parametrize('name, num_classes', [('ridge', 3), ('nearest_neighbours', None)])
-def test_a_method_for_the_other_kind_of_task_is_refused(name, num_classes):
-  with pytest.raises(UserError, match=f'{name} is no method for'):
-    fit(Baseline(name=name), X, Y, num_classes=num_classes)
+@pytest.mark.parametrize('name', ['logistic_regression', 'nearest_neighbours'])
+def test_a_method_for_classification_is_refused_for_regression(name):
+  with pytest.raises(UserError, match=f'{name} is no method for regression; nearest: ridge'):
+    fit(Baseline(name=name), X, Y, num_classes=None)
 
 
 def test_a_value_of_another_method_is_refused_rather_than_ignored():
-  with pytest.raises(UserError, match='neighbours belongs to nearest_neighbours; ridge has alpha'):
+  with pytest.raises(UserError, match='neighbours belongs to nearest_neighbours; ridge has alpha, penalties'):
     validate(Baseline, {'name': 'ridge', 'neighbours': 3})
   everything = {'name': 'ridge', 'C': 1.0, 'neighbours': 1, 'alpha': 2.0}  # as a saved config has it
-  assert validate(Baseline, everything).value == 2.0
+  assert validate(Baseline, everything).alpha == 2.0
+
+
+@pytest.mark.parametrize(
+  ('values', 'says'),
+  [
+    (dict(name='ridge', penalties=[1.0, 1.0]), 'none twice'),
+    (dict(name='ridge', penalties=[]), 'at least 1'),
+    (dict(name='ridge', penalties=[0.0]), 'greater than 0'),
+    (dict(name='ridge', penalties=[1.0], alpha=2.0), 'penalties and alpha exclude each other'),
+    (dict(name='logistic_regression', penalties=[1.0], C=2.0), 'penalties and C exclude each other'),
+    (dict(name='nearest_neighbours', penalties=[1.0]), 'penalties belongs to ridge and logistic_regression'),
+    (dict(name='nearest_neighbours', temperature=0.1), "set metric='cosine'"),
+    (dict(name='ridge', metric='cosine'), 'metric belongs to nearest_neighbours'),
+    (dict(name='ridge', pool='flat'), 'pool is for the features of a stage'),
+  ],
+)
+def test_keys_that_contradict_each_other_are_refused(values, says):
+  with pytest.raises(UserError, match=says):
+    validate(Baseline, values)
+
+
+def test_the_identity_of_a_baseline_on_raw_inputs_is_what_it_was_before_there_were_probes():
+  before = {'name': 'ridge', 'C': 1.0, 'neighbours': 1, 'alpha': 2.0}
+  assert identity(Baseline(name='ridge', alpha=2.0)) == before
+  assert identity(Baseline(name='ridge', alpha=2.0, stage='head')) == {**before, 'stage': 'head'}
+
+
+@pytest.mark.parametrize('name', ['ridge', 'logistic_regression'])
+def test_a_grid_is_fitted_from_the_strongest_penalty_to_the_weakest(name):
+  found = fits(Baseline(name=name, penalties=[0.1, 100.0, 3.0]), X, Y, num_classes=3)
+  assert [each.penalty for each in found] == [100.0, 3.0, 0.1]
+  spread = [np.ptp(each.predict(NEW)) for each in found]
+  assert spread == sorted(spread)
+  single = {'ridge': {'alpha': 3.0}, 'logistic_regression': {'C': 1 / 3.0, 'stage': 'any', 'standardize': False}}
+  alone = fit(Baseline(name=name, **single[name]), X, Y, num_classes=3)(NEW)
+  assert found[1].predict(NEW) == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize('name', ['ridge', 'logistic_regression', 'nearest_neighbours'])
+def test_standardised_features_are_scaled_by_the_training_examples_when_fitting_and_when_predicting(name):
+  scales, shifts = np.array([1e-3, 1.0, 1e3, 30.0]), np.array([5.0, -1e3, 0.0, 1.0])
+  mean, deviation = X.mean(0), X.std(0)
+  expected = fit(Baseline(name=name), (X - mean) / deviation, Y, num_classes=3)((NEW - mean) / deviation)
+  outputs = fit(Baseline(name=name, standardize=True), X * scales + shifts, Y, num_classes=3)(NEW * scales + shifts)
+  assert outputs == pytest.approx(expected, abs=1e-6)
+
+
+def test_probes_of_stages_are_standardised_where_a_penalty_depends_on_scale():
+  kinds = [('ridge', True), ('logistic_regression', True), ('nearest_neighbours', False)]
+  for name, expected in kinds:
+    assert Baseline(name=name, stage='head').standardizes == expected
+    assert not Baseline(name=name).standardizes
+    assert Baseline(name=name, stage='head', standardize=not expected).standardizes != expected
+
+
+def test_a_class_without_examples_is_never_predicted_by_any_method():
+  labels = np.where(Y == 0, 1, 4)
+  for given in (dict(name='ridge'), dict(name='logistic_regression', penalties=[1.0]), dict(name='nearest_neighbours')):
+    outputs = fit(
+      Baseline(**given, **({'metric': 'cosine'} if 'near' in given['name'] else {})), X, labels, num_classes=6
+    )
+    assert set(outputs(NEW).argmax(1)) == {1, 4}
+    assert np.isfinite(outputs(NEW)).all()
+
+
+def test_features_that_are_not_finite_are_refused():
+  with pytest.raises(UserError, match='not finite'):
+    fit(Baseline(name='ridge'), np.where(X > 2, np.inf, X), Y, num_classes=3)

@@ -11,6 +11,7 @@ import pytest
 
 from transferlab import config, paths
 from transferlab.errors import UserError
+from transferlab.networks import network as networks
 from transferlab.training import optimizer, partition
 from transferlab.training.phases import Phase, Schedule
 
@@ -270,9 +271,8 @@ def test_clipping_is_by_the_global_norm_of_what_trains_and_of_that_alone(largest
 # -------------------------------------------------------------------------------------------------------- schedules
 def _factors(schedule, steps):
   values = Schedule(**schedule)
-  factor = lambda step: optimizer.schedule_factor(
-    values, step / jnp.float32(steps), jnp.float32(values.warmup), jnp.float32(values.final)
-  )
+  numbers = optimizer.schedule_values(values)
+  factor = lambda step: optimizer.schedule_factor(values, step / jnp.float32(steps), numbers)
   return np.asarray(jax.jit(jax.vmap(factor))(jnp.arange(steps)))
 
 
@@ -300,6 +300,67 @@ def _warm(warm, after):
 def test_schedules_equal_those_of_optax_at_every_step(schedule, peer):
   expected = np.array([float(peer(step)) for step in range(200)])
   np.testing.assert_allclose(_factors(schedule, 200), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(('cut_frac', 'ratio'), [(0.1, 32.0), (0.25, 10.0)])
+def test_the_slanted_triangular_schedule_is_equation_3_of_howard_and_ruder(cut_frac, ratio):
+  """T = 200, so that T · cut_frac is whole and the paper's rounding changes nothing."""
+  options = {} if cut_frac == 0.1 else {'cut_frac': cut_frac, 'ratio': ratio}
+  cut, expected = math.floor(200 * cut_frac), []
+  for t in range(200):
+    p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
+    expected.append((1 + p * (ratio - 1)) / ratio)
+  found = _factors({'name': 'slanted_triangular', **options}, 200)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert found.argmax() == cut and found[0] == pytest.approx(1 / ratio)
+
+
+@pytest.mark.parametrize('steps', [1, 3, 7, 15])
+def test_the_slanted_triangular_schedule_is_positive_in_phases_of_a_few_steps_where_the_papers_is_not(steps):
+  found = _factors({'name': 'slanted_triangular'}, steps)
+  assert (found >= 1 / 32 - 1e-6).all() and (found <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize('first', [1e-6, 1e-8, 0.5])
+def test_the_exponential_schedule_multiplies_by_the_same_factor_in_every_step(first):
+  options = {} if first == 1e-6 else {'first': first}
+  expected = np.geomspace(first, 1, 101)[:-1]  # the hundred-and-first step would be at 1
+  np.testing.assert_allclose(_factors({'name': 'exponential', **options}, 100), expected, rtol=1e-5)
+
+
+def test_one_cycle_has_the_course_of_torchs_with_its_defaults():
+  """torch puts the peak at step 0.3 T − 1 and the end at T − 1, ours at shares 0.3 and 1 of the phase: both halves are
+  compared at the same shares of the way. Momentum, which torch moves the other way, stays."""
+  torch = pytest.importorskip('torch')
+  total = 400
+  moved = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+  peer = torch.optim.lr_scheduler.OneCycleLR(moved, max_lr=1.0, total_steps=total)
+  values = Schedule(name='one_cycle')
+  numbers = optimizer.schedule_values(values)
+  peak = 0.3 * total - 1
+  for step in range(total):
+    share = 0.3 * step / peak if step <= peak else 0.3 + 0.7 * (step - peak) / (total - 1 - peak)
+    ours = optimizer.schedule_factor(values, jnp.float32(share), numbers)
+    assert float(ours) == pytest.approx(peer.get_last_lr()[0], abs=1e-6), step
+    moved.step()
+    if step < total - 1:
+      peer.step()
+
+
+def test_schedules_that_differ_in_numbers_only_share_one_compiled_method(stretches):
+  """The method is what the compiled step is found by."""
+  network = networks.build('mlp', {'hidden': [3]}, (4,), 3)
+  x, y = np.zeros((12, 4), np.float32), np.arange(12) % 3
+  for name, one, other in [
+    ('slanted_triangular', {'cut_frac': 0.2, 'ratio': 9.0}, {}),
+    ('exponential', {'first': 0.1}, {'first': 1e-8}),
+    ('cosine', {'final': 0.5, 'warmup': 0.1}, {}),
+  ]:
+    phases = [{'steps': 2, 'schedule': {'name': name, **options}} for options in (one, other)]
+    first, second = stretches(network, phases, x, y)
+    assert first.method is second.method
+    hyper = [optimizer.hyperparameters(own.phase, own.rates, 0, 2) for own in (first, second)]
+    assert any(hyper[0][key] != hyper[1][key] for key in one)
 
 
 def test_a_schedule_starts_with_its_phase_and_multiplies_the_rates():

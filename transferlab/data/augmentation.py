@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from transferlab.config import NonNegative, Positive, Schema
+from transferlab.config import LATER, NonNegative, Positive, Schema
 from transferlab.data import image
 from transferlab.data.randaugment import TOP, RandAugment, blend, gray, randaugment
 from transferlab.errors import UserError
@@ -35,7 +35,7 @@ Shares = Annotated[
 
 
 class Augment(Schema):
-  """Random changes to training images, drawn anew for every view, on the device; in the order of these fields."""
+  """Random changes to training images, drawn for every view, on the device; in the order of these fields."""
 
   shift: NonNegative = Field(default=0, description='Translate by up to this many pixels; zeros come in from outside.')
   flip: bool = Field(default=False, description='Mirror left and right with probability 1/2.')
@@ -73,6 +73,12 @@ class Augment(Schema):
     default=0.0,
     description='alpha > 0: paste a box from a neighbour in the batch, with shares of the area from Beta(alpha, '
     'alpha), and mix the labels as the areas (Yun et al. 2019).',
+  )
+  views: Positive | None = Field(
+    default=None,
+    description='How many different views of an image training cycles through, an epoch each (mixing stays random); '
+    'None: a new one in every epoch. With a number, the outputs of frozen stages are computed once per view.',
+    json_schema_extra=LATER,
   )
 
   @field_validator('resized_crop')

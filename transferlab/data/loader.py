@@ -47,6 +47,8 @@ class Order:
     rows: `batch_size` rounded up to a multiple of the number of devices.
     last_batch: 'carry': batches run on from one epoch into the next; 'pad': the last of an epoch is padded.
     labels: [count] class numbers for balanced sampling, else None.
+    views: how many versions of each example the arrays hold, one version of all examples after the other; epochs take
+      them in turn.
   """
 
   count: int
@@ -55,6 +57,7 @@ class Order:
   seed: int
   last_batch: Literal['carry', 'pad'] = 'carry'
   labels: np.ndarray | None = None
+  views: int = 1
 
   def epoch(self, epoch: int) -> np.ndarray:
     """[count] example numbers in the order of one epoch."""
@@ -82,6 +85,7 @@ class Order:
     epochs = [self.epoch(epoch) for epoch in range(first, last + 1)]
     flat = epochs[0] if len(epochs) == 1 else np.concatenate(epochs)
     row = np.where(mask, flat[(view - first) * self.count + np.minimum(within, self.count - 1)], 0)
+    row = row + self.count * (view % self.views)
     full = self.rows == self.batch_size and (self.last_batch == 'carry' or self.count % self.batch_size == 0)
     picks = {'row': row, 'place': place, 'view': view}
     return {name: value.astype(np.int32) for name, value in picks.items()} | {'mask': None if full else mask}

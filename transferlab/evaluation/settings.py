@@ -4,7 +4,7 @@ from typing import Annotated
 
 import pydantic
 
-from transferlab.config import OUTSIDE, Positive, Schema
+from transferlab.config import LATER, OUTSIDE, Positive, Schema
 from transferlab.data.settings import Data
 
 # It names a file of predictions.
@@ -21,3 +21,9 @@ class Evaluation(Schema):
     None, description='validation metric that chooses step, value and early stop; None: accuracy (mean_squared_error)'
   )
   sets: dict[SetName, Data] = pydantic.Field({}, description='further data sets to evaluate at the end, by name')
+  forgotten: bool = pydantic.Field(
+    False,
+    description="measure the source's network on the source's test split before the target's training and after it "
+    '(not from scratch)',
+    json_schema_extra=LATER,
+  )

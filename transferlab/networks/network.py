@@ -6,7 +6,6 @@ pure functions over plain nested dicts, `init` and `apply`; nothing outside this
 
 import dataclasses
 import functools
-import importlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transferlab import config, paths
-from transferlab.errors import UserError, unknown
+from transferlab.errors import UserError
 from transferlab.networks import layers
 
 Variables = dict[str, dict[str, Any]]
@@ -94,11 +93,7 @@ _BUILT: dict[tuple[str, str], Network] = {}
 
 def network_function(name: str) -> Callable[..., Network]:
   """The function behind a network's name in a config."""
-  module, _, attribute = name.rpartition('.')
-  try:
-    return getattr(importlib.import_module(module or NETWORKS[name]), attribute)
-  except (KeyError, ImportError, AttributeError):
-    raise unknown('network', name, NETWORKS) from None
+  return config.named('network', name, NETWORKS)
 
 
 def network(create: Create) -> Network:

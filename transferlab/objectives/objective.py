@@ -6,9 +6,8 @@ masks, weights and devices.
 """
 
 import dataclasses
-import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from transferlab import config
 from transferlab.config import Schema
 from transferlab.errors import UserError, unknown
+from transferlab.objectives.importance import FisherChoice
 
 # name in a config -> the module that holds the function of that name
 TERMS = {
@@ -29,6 +29,10 @@ TERMS = {
   'deep_supervision': 'transferlab.objectives.supervised',
   'l2_sp': 'transferlab.objectives.regularization',
   'center_loss': 'transferlab.objectives.regularization',
+  'delta': 'transferlab.objectives.staying_close',
+  'batch_spectral_shrinkage': 'transferlab.objectives.staying_close',
+  'ewc': 'transferlab.objectives.staying_close',
+  'learning_without_forgetting': 'transferlab.objectives.staying_close',
 }
 DEFAULT = {'classification': 'cross_entropy', 'binary': 'binary_cross_entropy', 'regression': 'squared_error'}
 
@@ -48,6 +52,25 @@ class TermSpec(Schema):
     return self.name or (f'{self.term}_{self.task}' if self.task else self.term)
 
 
+# What a term may need beside the network itself; it is made only where a term says so.
+NEEDS = ('source', 'source_outputs', 'source_head', 'fisher')
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceHead:
+  """The head of the source's network, for terms that go on answering as the source did.
+
+  Attributes:
+    params: its parameters as the source has them.
+    logits: [batch, classes] what the source answers on the same inputs.
+    apply: `apply(params) -> logits`: a head of this form on what the network gives before its own head.
+  """
+
+  params: Any
+  logits: Array
+  apply: Callable[[Any], Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
   """What a term may look at.
@@ -62,6 +85,9 @@ class View:
     key: one key per example.
     progress: share of the phase that is done.
     total: sums an array over devices; the identity unless the step is mapped.
+    source_outputs: the source's network on the same inputs, in evaluation mode, by stage; None unless a term needs it.
+    source_head: its head; None unless a term needs it.
+    fisher: Fisher information of the values in `source`, None where there are none; None unless a term needs it.
   """
 
   outputs: Mapping[str, Any]
@@ -73,6 +99,9 @@ class View:
   key: Array
   progress: Float[Array, '']
   total: Callable[[Array], Array]
+  source_outputs: Mapping[str, Any] | None = None
+  source_head: SourceHead | None = None
+  fisher: Any = None
 
   def features(self, stage: str) -> Float[Array, 'batch features']:
     """A stage's output, averaged over places where it has any."""
@@ -92,22 +121,33 @@ class Term:
     apply: `apply(view, own) -> (loss, metrics, own_stats)`; the loss is [batch] or a scalar.
     stages: the stages it reads, so that mistakes are found before anything is compiled.
     couples: the loss couples examples across the batch.
+    needs: which of `NEEDS` it reads from the view.
+    fisher: for a term that needs 'fisher', which.
   """
 
   init: Callable[[View, Array], dict]
   apply: Callable[[View, dict], tuple[Any, dict, dict]]
   stages: tuple[str, ...] = ()
   couples: bool = False
+  needs: tuple[str, ...] = ()
+  fisher: FisherChoice | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-  """Terms by name, in order; `plain` where none has parameters or state. `init` and calling it are pure."""
+  """Terms by name, in order; `plain` where none has parameters or state. `init` and calling it are pure.
+
+  Attributes:
+    needs: what of `NEEDS` the terms read together.
+    fisher: which Fisher information, where they read it.
+  """
 
   terms: dict[str, Term]
   tasks: dict[str, str | None]
   needs_source: bool
   plain: bool
+  needs: frozenset[str] = frozenset()
+  fisher: FisherChoice | None = None
 
   def init(self, view: Callable[[str | None], View], key: Array) -> dict:
     """The terms' own parameters and state, `{'params': {name: …}, 'stats': {name: …}}`."""
@@ -138,6 +178,8 @@ _ARGUMENTS: dict[str, Callable[[View], Any]] = {
   'params': lambda view: view.params,
   'source': lambda view: view.source,
   'outputs': lambda view: view.outputs,
+  'source_outputs': lambda view: view.source_outputs,
+  'fisher': lambda view: view.fisher,
   'key': lambda view: view.key,
   'progress': lambda view: view.progress,
 }
@@ -150,7 +192,7 @@ def build(specs: Sequence[TermSpec], stages: Sequence[str], where: str = 'config
     UserError: no such term, an argument it does not take, two terms of one name, or a stage that does not exist.
   """
   terms: dict[str, Term] = {}
-  needs_source, plain = False, True
+  plain = True
   for spec in specs:
     if spec.label in terms:
       raise UserError(f'{where}: two terms are called {spec.label!r}; give one a name of its own')
@@ -160,21 +202,25 @@ def build(specs: Sequence[TermSpec], stages: Sequence[str], where: str = 'config
       p.name for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY
     ]
     terms[spec.label] = _plain(function, positional, options) if positional else function(**options)
-    needs_source |= 'source' in positional
     plain &= bool(positional)
     for stage in terms[spec.label].stages:
       if stage not in stages:
         raise unknown(f'{where}: {spec.term}: stage', stage, stages)
-  return Objective(terms, {spec.label: spec.task for spec in specs}, needs_source, plain)
+  needs = frozenset(need for term in terms.values() for need in term.needs)
+  tasks = {spec.label: spec.task for spec in specs}
+  return Objective(terms, tasks, 'source' in needs, plain, needs, _one_fisher(terms.values(), where))
+
+
+def _one_fisher(terms: Iterable[Term], where: str) -> FisherChoice | None:
+  chosen = list(dict.fromkeys(term.fisher for term in terms if term.fisher is not None))
+  if len(chosen) > 1:
+    raise UserError(f'{where}: two terms want Fisher information of different labels or examples; one is computed')
+  return chosen[0] if chosen else None
 
 
 def term_function(name: str) -> Callable:
   """The function behind a term's name: a key of `TERMS`, or `module.path.function` of one's own."""
-  module, _, attribute = name.rpartition('.')
-  try:
-    return getattr(importlib.import_module(module or TERMS[name]), attribute)
-  except (KeyError, ImportError, AttributeError):
-    raise unknown('term', name, TERMS) from None
+  return config.named('term', name, TERMS)
 
 
 def _plain(function: Callable, positional: Sequence[str], options: Mapping[str, Any]) -> Term:
@@ -186,7 +232,14 @@ def _plain(function: Callable, positional: Sequence[str], options: Mapping[str, 
     del own
     return function(*(_ARGUMENTS[name](view) for name in positional), **options), {}, {}
 
-  return Term(lambda view, key: {'params': {}, 'stats': {}}, apply, couples=getattr(function, 'couples', False))
+  return Term(
+    lambda view, key: {'params': {}, 'stats': {}},
+    apply,
+    stages=tuple(stages) if isinstance(stages := options.get('stages'), list) else (),
+    couples=getattr(function, 'couples', False),
+    needs=tuple(name for name in positional if name in NEEDS),
+    fisher=FisherChoice() if 'fisher' in positional else None,
+  )
 
 
 def linear_init(key: Array, inputs: int, outputs: int) -> dict[str, Array]:

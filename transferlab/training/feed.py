@@ -48,10 +48,15 @@ class Held:
 
   def __init__(self, arrays: Sequence[dict[str, Any]], orders: Sequence[Order], mesh: Mesh | None, room: int):
     self.population, self.orders, self.mesh, self.room = len(arrays) > 1, orders, mesh, room
-    held = _padded(arrays) if self.population else arrays[0]
-    self.arrays = parallel.place(held, mesh)
+    self.members = arrays
     self.ahead: tuple[int, Any] | None = None
     self.waited = None
+
+  @functools.cached_property
+  def arrays(self) -> Any:
+    """All examples on the device; those that are read on demand are read when the first step wants them."""
+    read = [{**own, 'x': jax.tree.map(np.asarray, own['x'])} for own in self.members]
+    return parallel.place(_padded(read) if self.population else read[0], self.mesh)
 
   def close(self) -> None:
     pass
@@ -70,7 +75,7 @@ class Held:
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
     assert count <= self.room
-    looped = self.population or parallel.loops(method, (self.orders[0].rows, *self.arrays['x'].shape[1:]))
+    looped = self.population or parallel.loops(method, _batch_shape(self.arrays, self.orders[0]))
     train = parallel.chunk(method, self.mesh, self.population, looped)
     picks = self.ahead[1] if self.ahead and self.ahead[0] == step else self._picks(step)
     state, metrics = train(state, constants, self.arrays, picks, np.int32(count))
@@ -116,7 +121,7 @@ class Streamed:
       self.idle += time.perf_counter() - begun
 
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
-    looped = parallel.loops(method, (self.order.rows, *self.arrays['x'].shape[1:]))
+    looped = parallel.loops(method, _batch_shape(self.arrays, self.order))
     train, pieces, end = parallel.chunk(method, self.mesh, False, looped), [], step + count
     begun, self.idle = time.perf_counter(), 0.0
     if self.blocks is None or not self.start <= step < self.stop:
@@ -145,6 +150,11 @@ BLOCK = 2**22  # bytes that are streamed in a call, at least a batch
 def _bytes(arrays: dict[str, Any]) -> int:
   """Bytes of one example."""
   return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
+
+
+def _batch_shape(arrays: dict[str, Any], order: Order) -> tuple[int, ...]:
+  """Of the inputs, or of the outputs of frozen stages that stand for them."""
+  return (order.rows, *jax.tree.leaves(arrays['x'])[0].shape[1:])
 
 
 class Mapped:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from transferlab.data.sources import centred
 from transferlab.errors import Diverged, Interrupted
-from transferlab.training import adapt, parallel, partition
+from transferlab.training import adapt, averaging, parallel, partition
 from transferlab.training.feed import Feed
 from transferlab.training.methods import Stretch
 from transferlab.training.state import (
@@ -33,9 +33,13 @@ from transferlab.training.state import (
   keep,
   kept,
   network_only,
+  old_heads,
   stack,
 )
 from transferlab.training.step import with_terms
+
+# What a phase leaves beside the network: a checkpoint holds it.
+LEFT = ('optimizer', 'average', 'anchor', 'raw', 'tuned')
 
 
 class Loop:
@@ -44,6 +48,7 @@ class Loop:
   Args:
     members: one or more runs; several share every static part of their phases.
     feed: the way of training: held, streamed or mapped.
+    cached: the feed of a phase whose frozen stages run once, `cached(index, variables of each member)`.
     cadence: when to validate, log and save.
     validation: None where there is no validation data.
     saver: None for runs that are not saved.
@@ -57,16 +62,20 @@ class Loop:
     feed: Feed,
     cadence: Cadence,
     *,
+    cached: Callable[[int, list[Variables]], Feed] | None = None,
     validation: Validation | None = None,
     saver: Saver | None = None,
     advance: Callable[[int], None] = lambda steps: None,
     stop: Callable[[], bool] = lambda: False,
   ):
-    self.members, self.population, self.feed, self.cadence = list(members), len(members) > 1, feed, cadence
+    self.members, self.population, self.inputs, self.cadence = list(members), len(members) > 1, feed, cadence
+    self.feed, self.cached = feed, cached
     self.validation, self.saver, self.advance, self.stop = validation, saver, advance, stop
     self.lengths = [stretch.steps for stretch in members[0].stretches]
+    self.heads = old_heads(members[0].stretches)
     self.progress = Progress(best=[None] * len(members), history=[[] for _ in members], diverged=[None] * len(members))
     self.selected: Any = None
+    self.averaged: tuple[int, Variables] | None = None  # the last average, and its step
     self.clock = time.monotonic()
 
   # ------------------------------------------------------------------------------------------------ the run
@@ -78,68 +87,145 @@ class Loop:
       Interrupted: `stop` said so; a checkpoint was written.
     """
     variables = stack([self._with_terms(member) for member in self.members], self.population)
-    variables, state, slots = self._restored(variables)
+    variables, state, left = self._restored(variables)
     stretches = self.members[0].stretches
-    with contextlib.closing(self.feed):
+    with contextlib.closing(self.inputs):
       for index in range(self.progress.phase + self.progress.ended, len(stretches)):
-        variables, slots = self._phase(index, stretches[index], variables, state, slots)
+        variables, left = self._phase(index, stretches[index], variables, state, left)
         state = None
-    return self._fitted(variables, slots)
+    return self._fitted(variables, left)
 
   def _with_terms(self, member: Member) -> Variables:
     first, objectives = member.stretches[0], [stretch.method.objective for stretch in member.stretches]
-    return with_terms(first.method.network, objectives, member.variables, first.example, member.seed)
+    origin = next((stretch.method.source for stretch in member.stretches if stretch.method.source), None)
+    source = (origin, member.source['variables']) if origin and member.source else None
+    return with_terms(first.method.network, objectives, member.variables, first.example, member.seed, source)
 
   def _restored(self, variables: Variables) -> tuple[Variables, Any, Any]:
-    """(variables, state in the middle of a phase or None, optimizer slots of a phase that ended or None)."""
+    """(variables, state in the middle of a phase or None, what a phase that ended left or None)."""
     found = self.saver.restore() if self.saver else None
     if found is None:
       self.progress.reschedule(self.lengths)
       return variables, None, None
     self.progress, load = found
     stretch = self.members[0].stretches[self.progress.phase]
-    like = self._tree(jax.eval_shape(functools.partial(self._begin, stretch), variables), variables)
+    state = jax.eval_shape(functools.partial(self._begin, stretch), variables)
+    if self.progress.ended:
+      state |= {name: {kind: state[kind] for kind in ('trainable', 'stats')} for name in self._ends(stretch)}
+    like = self._tree(state, variables)
     if any(self.progress.best):
-      like['selected'] = network_only(variables)
+      like['selected'] = network_only(variables, self.heads)
     tree = jax.tree.map(jnp.array, load(like))
     self.selected = tree.pop('selected', None)
     self.progress.reschedule(self.lengths)
     variables = {name: tree[name] for name in ('params', 'stats', 'term_stats')}
     if self.progress.ended:
-      return variables, None, tree['optimizer']
-    trainable = partition.split(tree.pop('params'), stretch.method.trainable)[0]
-    return variables, {**tree, 'trainable': trainable}, None
+      return variables, None, tree
+    tree |= {'trainable': partition.split(tree.pop('params'), stretch.method.trainable)[0], **tree.pop('raw', {})}
+    tree.pop('tuned', None)
+    variables['stats'] = tree['stats']
+    return variables, tree, None
+
+  @staticmethod
+  def _ends(stretch: Stretch) -> list[str]:
+    """What the end of a phase keeps beside its result: where training stood, and the far end of an interpolation."""
+    method = stretch.method
+    return [*(['raw'] if method.average or method.anchored else []), *(['tuned'] if method.anchored else [])]
 
   # ----------------------------------------------------------------------------------------------- one phase
-  def _phase(self, index: int, stretch: Stretch, variables: Variables, state: Any, slots: Any) -> tuple[Variables, Any]:
+  def _phase(self, index: int, stretch: Stretch, variables: Variables, state: Any, left: Any) -> tuple[Variables, Any]:
     if state is None:
       self.progress.phase, self.progress.ended, self.progress.stalled = index, False, None
-      variables = self._adapted(stretch, variables)
+      variables = self._recomputed(stretch, stretch.adapt, variables)
       self.progress.digests = [partition.digests(tree['params']) for tree in self._each(variables)]
       state = self._begin(stretch, variables)
-      if stretch.phase.keep_optimizer and slots is not None:
-        state['optimizer'] = kept(slots, state['optimizer'], stretch.name)
+      if stretch.phase.keep_optimizer and left is not None:
+        state['optimizer'] = kept(left['optimizer'], state['optimizer'], stretch.name)
     frozen = partition.split(variables['params'], stretch.method.trainable)[1]
-    constants, state = self.feed.place(self._constants(index, frozen)), self.feed.place(state)
-    while self.progress.step < self.progress.ends[index]:
-      state = self._chunk(index, stretch, state, constants, frozen)
-    final = self.feed.single(state)
-    variables = self._variables(final, frozen)
-    self._prove(index, stretch, variables)
+    with self._feeding(index, stretch, variables):
+      constants, state = self.feed.place(self._constants(index, frozen)), self.feed.place(state)
+      while self.progress.step < self.progress.ends[index]:
+        state = self._chunk(index, stretch, state, constants, frozen)
+      final = self.feed.single(state)
+    self._prove(index, stretch, self._variables(final, frozen))
+    variables = self._result(stretch, final, frozen)
+    if 'raw' in self._ends(stretch):
+      final['raw'] = {'trainable': final['trainable'], 'stats': final['stats']}
+    if 'tuned' in self._ends(stretch):
+      trained = partition.split(variables['params'], stretch.method.trainable)[0]
+      final['tuned'] = {'trainable': trained, 'stats': variables['stats']}
+      variables = self._interpolated(stretch, final, variables)
     self.progress.ended = True
     self._save(stretch, final, variables)
     self._maybe_stop()
-    return variables, final['optimizer']
+    return variables, final
 
-  def _adapted(self, stretch: Stretch, variables: Variables) -> Variables:
-    if not stretch.adapt:
+  @contextlib.contextmanager
+  def _feeding(self, index: int, stretch: Stretch, variables: Variables) -> Iterator[None]:
+    """Inside, `self.feed` gives what the phase starts from: inputs, or the outputs of its frozen stages."""
+    if stretch.prefix is None or self.progress.step >= self.progress.ends[index]:
+      yield
+      return
+    assert self.cached is not None
+    with contextlib.closing(self.cached(index, list(self._each(variables)))) as self.feed:
+      yield
+    self.feed = self.inputs
+
+  def _recomputed(self, stretch: Stretch, stages: Collection[str], variables: Variables) -> Variables:
+    """The variables with the running statistics of these stages computed anew on the training inputs."""
+    if not stages:
       return variables
     network, crop = stretch.method.network, stretch.method.augment.crop
     adapted = [
-      adapt.adapt(network, tree, member.record, centred(member.arrays['x'], crop), stretch.adapt)
+      adapt.adapt(network, tree, member.record, centred(member.arrays['x'], crop), stages)
       for member, tree in zip(self.members, self._each(variables))
     ]
     return stack(adapted, self.population)
+
+  def _result(self, stretch: Stretch, state: Any, frozen: Any) -> Variables:
+    """What the phase has come to: its parameters, or their running average."""
+    variables = self._variables(state, frozen)
+    if 'average' not in state:
+      return variables
+    if self.averaged is None or self.averaged[0] != self.progress.step:
+      # Until the first is taken (an early stop may come before) there is no average.
+      taken = state['average']['count'] > 0
+      params = keep(taken, state['trainable'], state['average']['params'])
+      averaged = {**variables, 'params': partition.join(params, frozen)}
+      self.averaged = self.progress.step, self._recomputed(stretch, stretch.method.moving, averaged)
+    return self.averaged[1]
+
+  def _interpolated(self, stretch: Stretch, final: Any, end: Variables) -> Variables:
+    """The point between the start of the phase and its end that validation data choose, for each member."""
+    start = self._at(stretch, end, final['anchor'])
+    shares = stretch.phase.interpolate or []
+    points = [self._between(stretch, start, end, share) for share in shares]
+    values = np.zeros((len(shares), len(self.members)))
+    if self.validation is not None and len(shares) > 1:
+      measured = [self.validation.measure(network_only(point), stretch) for point in points]
+      values = np.array([[self._worth(own[self.validation.select]) for own in each] for each in measured])
+    best = values.argmax(axis=0)
+    chosen = points[0]
+    for number, point in enumerate(points[1:], 1):
+      chosen = keep(best == number if self.population else best[0] == number, chosen, point)
+    self.progress.points = [{'phase': stretch.name, 'shares': shares, 'chosen': shares[number]} for number in best]
+    if self.validation is not None:
+      self._validate(stretch, chosen)
+    return chosen
+
+  @staticmethod
+  def _at(stretch: Stretch, variables: Variables, end: Any) -> Variables:
+    """The variables with what trains, and the statistics, as they are at an end of the phase."""
+    fixed = partition.split(variables['params'], stretch.method.trainable)[1]
+    return {**variables, 'params': partition.join(end['trainable'], fixed), 'stats': end['stats']}
+
+  def _worth(self, value: float | None) -> float:
+    """A value of the metric that chooses, so that larger is better; what has none is worst."""
+    return self._gain(value, 0.0) if value is not None and math.isfinite(value) else -math.inf
+
+  def _between(self, stretch: Stretch, start: Variables, end: Variables, share: float) -> Variables:
+    point = averaging.interpolate(start, end, share)
+    return point if share in (0, 1) else self._recomputed(stretch, stretch.method.moving, point)
 
   def _chunk(self, index: int, stretch: Stretch, state: Any, constants: Any, frozen: Any) -> Any:
     start = self.progress.start(index)
@@ -151,8 +237,10 @@ class Loop:
     self.advance(count * len(self.members))
     done += count
     over = self.progress.step >= self.progress.ends[index]
-    if self.validation and (over or done % self.cadence.evaluate == 0):
-      self._validate(stretch, self._variables(self.feed.single(state), frozen))
+    # Where a phase goes back part of the way, that point is judged in place of its end.
+    judged = over and stretch.phase.interpolate is None
+    if self.validation and (judged or (done % self.cadence.evaluate == 0 and not over)):
+      self._validate(stretch, self._result(stretch, self.feed.single(state), frozen), stretch.phase.interpolate is None)
       over = over or self._stops_early(index, stretch)
     if not over and (done % self.cadence.checkpoint == 0 or self.stop()):
       single = self.feed.single(state)
@@ -185,15 +273,15 @@ class Loop:
       waited = self.feed.waited if split == 'train' else None
       self.saver.line(step, stretch.name, split, values, time.monotonic() - self.clock, waited)
 
-  def _validate(self, stretch: Stretch, variables: Variables) -> None:
-    """Judges the state, and keeps it where it is the best so far."""
+  def _validate(self, stretch: Stretch, variables: Variables, competes: bool = True) -> None:
+    """Judges the state, and keeps it where it competes and is the best so far."""
     assert self.validation is not None
-    now = network_only(variables)
+    now = network_only(variables, self.heads)
     better = np.zeros(len(self.members), bool)
-    for number, values in enumerate(self.validation.measure(now)):
+    for number, values in enumerate(self.validation.measure(now, stretch)):
       self._log(number, stretch, 'validation', values)
       value, best = values[self.validation.select], self.progress.best[number]
-      if value is not None and math.isfinite(value) and self.progress.diverged[number] is None:
+      if competes and value is not None and math.isfinite(value) and self.progress.diverged[number] is None:
         better[number] = best is None or self._gain(value, best['value']) > 0
       if better[number]:
         self.progress.best[number] = {'value': value, 'step': self.progress.step, 'phase': stretch.name}
@@ -247,7 +335,7 @@ class Loop:
   @staticmethod
   def _tree(state: Any, variables: Variables) -> dict[str, Any]:
     """What a checkpoint holds: parameters joined, so that its structure does not depend on what is frozen."""
-    return {**variables, 'optimizer': state['optimizer'], 'step': state['step'], 'stats': state['stats']}
+    return {**variables, **{name: state[name] for name in LEFT if name in state}, 'step': state['step']}
 
   def _save(self, stretch: Stretch, state: Any, variables: Variables) -> None:
     """Writes a checkpoint, unless parameters stopped being finite; the step's own loss does not tell of that."""
@@ -270,9 +358,9 @@ class Loop:
     for number in range(len(self.members)):
       yield jax.tree.map(lambda leaf, n=number: leaf[n], host)
 
-  def _fitted(self, variables: Variables, slots: Any) -> list[Fitted]:
+  def _fitted(self, variables: Variables, left: Any) -> list[Fitted]:
     progress, step = self.progress, np.int32(self.progress.step)
-    trees = list(self._each({**variables, 'optimizer': slots}))
+    trees = list(self._each({**variables, **{name: left[name] for name in LEFT if name in left}}))
     bests = [None] * len(trees) if self.selected is None else list(self._each(self.selected))
     made = []
     for number, tree in enumerate(trees):
@@ -280,9 +368,13 @@ class Loop:
       own = dataclasses.replace(
         progress, best=[best], history=[history], diverged=[diverged], digests=progress.digests[number : number + 1]
       )
+      own.points = progress.points[number : number + 1]
       selected = bests[number] if best else None
       whole = {**tree, 'step': step, **({'selected': selected} if selected is not None else {})}
-      made.append(
-        Fitted(network_only(tree), selected, best, history, progress.step, diverged, progress.warnings, own, whole)
-      )
+      last = network_only(tree, self.heads)
+      made.append(Fitted(last, selected, best, history, progress.step, diverged, progress.warnings, own, whole))
+      if 'tuned' in tree:
+        stretch = self.members[number].stretches[-1]
+        ends = [network_only(self._at(stretch, tree, tree[end]), self.heads) for end in ('anchor', 'tuned')]
+        made[-1].line = ends[0], ends[1]
     return made

@@ -6,7 +6,7 @@ compilation. Everything a user can get wrong about patterns is found here, befor
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from transferlab.errors import UserError, unknown
 from transferlab.networks.network import Network
 from transferlab.objectives import objective as objectives
 from transferlab.objectives.objective import Objective, TermSpec
-from transferlab.training import optimizer, partition, phases
+from transferlab.training import optimizer, partition, phases, transforms
 from transferlab.training.phases import Phase
 from transferlab.training.step import Method, with_terms
 
@@ -35,6 +35,7 @@ class Stretch:
     weights: `{term: weight}`.
     adapt: stages whose statistics are recomputed before the phase.
     example: shapes of a batch of two, as the network and the terms see it.
+    prefix: the frozen stages whose outputs are computed once (feature_cache.py).
   """
 
   name: str
@@ -45,16 +46,25 @@ class Stretch:
   weights: dict[str, float]
   adapt: frozenset[str]
   example: dict[str, Any]
+  prefix: Any = None
 
   def constants(self, member: Any, start: int) -> dict[str, Any]:
     """The arguments of the step that do not move, for a phase that starts at global step `start`."""
+    method, needs = self.method, self.method.objective.needs
     return {
-      'source': member.start_point if self.method.objective.needs_source else None,
+      'source': member.start_point if needs_start(method) else None,
+      'source_network': None if method.source is None else member.source,
+      'fisher': member.fisher if 'fisher' in needs else None,
       'preprocessing': member.record,
       'key': jax.random.key(member.seed),
       'hyper': optimizer.hyperparameters(self.phase, self.rates, start, self.steps),
       'weights': {name: jnp.float32(weight) for name, weight in self.weights.items()},
     }
+
+
+def needs_start(method: Method) -> bool:
+  """Whether a step looks at the values that the transplant gave."""
+  return method.objective.needs_source or any('source' in each.arguments for each in method.transforms)
 
 
 HARD = ('hinge', 'center_loss')  # terms that do not take soft targets
@@ -93,12 +103,14 @@ def stretches(
   augment: Augment,
   example: Mapping[str, Any],
   where: str = 'config',
+  source: Callable[[], Network] | None = None,
 ) -> list[Stretch]:
   """All phases of a run, checked.
 
   Args:
     lengths: steps of each phase.
     example: a batch of shapes ('x', 'label'), from which the terms' own parameters take their shapes.
+    source: gives the source's network, asked where a term looks at its outputs; None from scratch.
 
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.
@@ -114,14 +126,31 @@ def stretches(
   if couples(augment):
     _check_mixing(specs, info, where)
   objectives_ = [objective_of(terms, network, f'{where}.objective') for terms in specs]
-  own = own_shapes(network, objectives_, example)
+  origin = _asked_source(specs, objectives_, source, where)
+  own = own_shapes(network, objectives_, example, origin)
   made = []
   for number, (name, phase, steps) in enumerate(zip(phases.names(run_phases), run_phases, lengths)):
     place = f'{where}.phases.{number}'
-    method, rates, adapt = _method(network, objectives_[number], phase, own, augment, info, place)
+    if phase.average is not None and round(phase.average.first * steps) + phase.average.every > steps:
+      raise UserError(f'{place}.average: the phase is over, after {steps} steps, before the first average is taken')
+    method, rates, adapt = _method(network, objectives_[number], phase, own, augment, info, place, origin)
     weights = {spec.label: spec.weight for spec in specs[number]}
     made.append(Stretch(name, phase, steps, method, rates, weights, adapt, dict(example)))
   return made
+
+
+def _asked_source(
+  specs: Sequence[Sequence[TermSpec]], chosen: Sequence[Objective], source: Callable[[], Network] | None, where: str
+) -> Network | None:
+  """The source's network, where a term looks at it."""
+  asking = [
+    spec.term for terms, one in zip(specs, chosen) for spec in terms if 'source_outputs' in one.terms[spec.label].needs
+  ]
+  if not asking:
+    return None
+  if source is None:
+    raise UserError(f"{where}.objective: term {asking[0]!r} asks the source's network, but config.source is missing")
+  return source()
 
 
 def _check_same_terms(specs: Sequence[Sequence[TermSpec]], where: str) -> None:
@@ -142,13 +171,18 @@ def _check_mixing(specs: Sequence[Sequence[TermSpec]], info: Info, where: str) -
       raise UserError(f'{where}.objective: term {spec.term!r} needs class numbers; mixup and cutmix make soft targets')
 
 
-def own_shapes(network: Network, chosen: Sequence[Objective], example: Mapping[str, Any]) -> dict[str, Any]:
+def own_shapes(
+  network: Network, chosen: Sequence[Objective], example: Mapping[str, Any], source: Network | None = None
+) -> dict[str, Any]:
   """Shapes of the terms' own parameters, `{'terms': …}`, or an empty dict."""
   if all(objective.plain for objective in chosen):
     return {}
-  made = jax.eval_shape(
-    lambda variables, batch: with_terms(network, chosen, variables, batch, 0), network.shapes(), dict(example)
-  )
+  theirs = None if source is None else source.shapes()
+
+  def start(variables: Any, batch: Any, theirs: Any) -> Any:
+    return with_terms(network, chosen, variables, batch, 0, (source, theirs) if source else None)
+
+  made = jax.eval_shape(start, network.shapes(), dict(example), theirs)
   return {'terms': made['params'].get('terms', {})}
 
 
@@ -160,6 +194,7 @@ def _method(
   augment: Augment,
   info: Info,
   where: str,
+  source: Network | None,
 ) -> tuple[Method, dict[str, float], frozenset[str]]:
   shapes = network.shapes()
   leaves = [*paths.flatten(shapes['params']), *paths.flatten(own)]
@@ -167,25 +202,35 @@ def _method(
   rates = partition.leaf_rates(phase, trainable, leaves, network.stages, where)
   training = phases.training_stages(network.stages, stage_leaves(network, leaves), set(trainable))
   moving, adapt = phases.statistics_stages(phase, [s for s in network.stages if s in shapes['stats']], training)
-  static = phase.model_dump(include={'optimizer', 'optimizer_options', 'clip', 'weight_decay_form'})
-  schedule = phase.schedule.model_dump(include={'name', 'at', 'factor'})
-  decay = [pattern for pattern, _ in optimizer.decay_rules(phase.weight_decay)]
   inputs = (augment, info.low, info.high, info.outputs if info.task == 'classification' else 0)
+  source = source if 'source_outputs' in objective.needs else None
+  ending = (phase.average.name if phase.average else None, phase.interpolate is not None)
   key = (
     network,
     objective,
-    json.dumps([static, schedule, decay], sort_keys=True),
+    _static(phase),
     tuple(leaves),
     tuple(trainable),
     frozenset(moving),
     inputs,
+    source,
+    *ending,
   )
   if key not in _METHODS:
     built = optimizer.build(phase, trainable, leaves, network.stages, where)
-    _METHODS[key] = Method(
-      network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs
-    )
+    transforming = transforms.build(phase.transform, trainable, network.stages, leaves, where)
+    made = Method(network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs)
+    further: dict[str, Any] = {'source': source, 'transforms': transforming}
+    _METHODS[key] = dataclasses.replace(made, **further, average=ending[0], anchored=ending[1])
   return _METHODS[key], rates, frozenset(adapt)
+
+
+def _static(phase: Phase) -> str:
+  """What of a phase is compiled into its step, as text."""
+  static = phase.model_dump(include={'optimizer', 'optimizer_options', 'clip', 'weight_decay_form'})
+  schedule = phase.schedule.model_dump(include={'name', 'at', 'factor'})
+  decay = [pattern for pattern, _ in optimizer.decay_rules(phase.weight_decay)]
+  return json.dumps([static, schedule, decay, [spec.model_dump() for spec in phase.transform]], sort_keys=True)
 
 
 def stage_leaves(network: Network, leaves: Sequence[str]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from transferlab import paths
 from transferlab.errors import UserError, unknown
-from transferlab.training.phases import Phase, RateRules, Schedule
+from transferlab.training.phases import Average, Phase, RateRules, Schedule
 
 # Names of ours beside optax's own.
 ALIASES = {
@@ -127,9 +127,20 @@ def hyperparameters(phase: Phase, rates: Mapping[str, float], start: int, steps:
     'weight_decay': [jnp.float32(value) for _, value in decay_rules(phase.weight_decay)],
     'start': jnp.int32(start),
     'steps': jnp.float32(steps),
-    'warmup': jnp.float32(schedule.warmup),
-    'final': jnp.float32(schedule.final),
+    **schedule_values(schedule),
+    'average': None if phase.average is None else _average_values(phase.average, steps),
   }
+
+
+def _average_values(average: Average, steps: int) -> dict[str, Array]:
+  """The numbers of a running average; see averaging.py."""
+  first = jnp.int32(round(average.first * steps))
+  return {'decay': jnp.float32(average.decay), 'first': first, 'every': jnp.int32(average.every)}
+
+
+def schedule_values(schedule: Schedule) -> dict[str, Float[Array, '']]:
+  """What a schedule says in numbers that need not be known when the step is compiled."""
+  return {name: jnp.float32(getattr(schedule, name)) for name in ('warmup', 'final', 'cut_frac', 'ratio', 'first')}
 
 
 def update(
@@ -149,9 +160,7 @@ def update(
   updates, state = optimizer.core.update(gradients, state, trainable)
   if not optimizer.coupled:
     updates = _decayed(optimizer, updates, trainable, hyper, sign=-1.0)
-  factor = schedule_factor(
-    optimizer.schedule, (step - hyper['start']) / hyper['steps'], hyper['warmup'], hyper['final']
-  )
+  factor = schedule_factor(optimizer.schedule, (step - hyper['start']) / hyper['steps'], hyper)
   rates = paths.unflatten({path: hyper['rates'].get(path) for path in paths.flatten(trainable)})
   updates = jax.tree.map(lambda u, rate: (u * (rate * factor)).astype(u.dtype), updates, rates)
   return optax.apply_updates(trainable, updates), state, factor
@@ -168,9 +177,15 @@ def _decayed(optimizer: Optimizer, updates: Any, trainable: Any, hyper: Mapping[
 
 
 def schedule_factor(
-  schedule: Schedule, progress: Float[Array, ''], warmup: Float[Array, ''], final: Float[Array, '']
+  schedule: Schedule, progress: Float[Array, ''], values: Mapping[str, Float[Array, '']]
 ) -> Float[Array, '']:
-  """The factor of the learning rates at `progress` through the phase, in [0, 1)."""
+  """The factor of the learning rates at `progress` through the phase, in [0, 1).
+
+  Args:
+    schedule: only its name, `at` and `factor` are read.
+    values: `schedule_values`.
+  """
+  warmup, final = values['warmup'], values['final']
   ramp = jnp.where(progress < warmup, progress / jnp.maximum(warmup, 1e-12), 1.0)
   after = jnp.clip((progress - warmup) / (1 - warmup), 0.0, 1.0)
   if schedule.name == 'cosine':
@@ -183,6 +198,10 @@ def schedule_factor(
     shape = jnp.power(schedule.factor, jnp.float32(passed))
   elif schedule.name == 'one_cycle':
     shape = _one_cycle(after)
+  elif schedule.name == 'slanted_triangular':
+    shape = _slanted_triangular(after, values['cut_frac'], values['ratio'])
+  elif schedule.name == 'exponential':
+    shape = jnp.power(values['first'], 1 - after)
   else:
     shape = jnp.ones(())
   return ramp * shape
@@ -193,3 +212,15 @@ def _one_cycle(progress: Float[Array, '']) -> Float[Array, '']:
   rising = start + (1 - start) * 0.5 * (1 - jnp.cos(jnp.pi * progress / peak))
   falling = end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * (progress - peak) / (1 - peak)))
   return jnp.where(progress < peak, rising, falling)
+
+
+def _slanted_triangular(
+  progress: Float[Array, ''], cut_frac: Float[Array, ''], ratio: Float[Array, '']
+) -> Float[Array, '']:
+  """Howard and Ruder 2018, equation 3, with T · cut_frac not rounded down.
+
+  The paper's rounding makes the rate negative at the end of phases of a few steps. Where T · cut_frac is whole, the
+  two are the same.
+  """
+  p = jnp.where(progress < cut_frac, progress / cut_frac, (1 - progress) / (1 - cut_frac))
+  return (1 + p * (ratio - 1)) / ratio

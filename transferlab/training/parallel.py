@@ -121,7 +121,8 @@ def loops(method: Method, shape: Sequence[int]) -> bool:
   They are, but for convolutions of large batches on a CPU: inside a loop XLA gives its convolution one thread, and the
   way around (`layers.convolve`) moves more memory. ResNet-20 at batch 128 takes 1.7 times as long in a loop.
   """
-  convolves = any(leaf.ndim == 4 for leaf in jax.tree.leaves(method.network.shapes()['params']))
+  params = method.network.shapes()['params']
+  convolves = any(leaf.ndim == 4 for leaf in jax.tree.leaves([params.get(stage) for stage in method.stages]))
   return jax.default_backend() != 'cpu' or not convolves or len(shape) < 4 or math.prod(shape[:3]) < MANY
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from transferlab import config, paths
-from transferlab.config import Fraction, Positive, Rate, Schema
+from transferlab.config import LATER, Fraction, Positive, Rate, Schema
 from transferlab.errors import UserError
 
 RateRules = Annotated[list[tuple[str, Rate]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)]
@@ -22,10 +22,15 @@ Statistics = Literal['auto', 'update', 'frozen', 'adapt']
 class Schedule(Schema):
   """How the learning rate moves over a phase, as a factor of the phase's rates."""
 
-  name: Literal['constant', 'cosine', 'linear', 'step', 'one_cycle'] = pydantic.Field(
-    'constant',
-    description='constant; cosine or linear from 1 to `final`; step: times `factor` at each of `at`; one_cycle: '
-    'cosine from 1/25 up to 1 over the first 30 %, then down to 1e-4/25 (Smith and Topin 2018)',
+  name: Literal['constant', 'cosine', 'linear', 'step', 'one_cycle', 'slanted_triangular', 'exponential'] = (
+    pydantic.Field(
+      'constant',
+      description='constant; cosine or linear from 1 to `final`; step: times `factor` at each of `at`; one_cycle: '
+      'cosine from 1/25 up to 1 over the first 30 %, then down to 1e-4/25 (Smith and Topin 2018, in the form of '
+      "torch's OneCycleLR; momentum stays); slanted_triangular: linear from 1/`ratio` up to 1 over the first "
+      '`cut_frac`, then down again (Howard and Ruder 2018, eq. 3); exponential: from `first` to 1, by the same factor '
+      'in each step',
+    )
   )
   warmup: Annotated[float, pydantic.Field(ge=0, lt=1)] = pydantic.Field(
     0.0, description='share of the phase over which the rate first rises linearly from 0'
@@ -35,6 +40,15 @@ class Schedule(Schema):
   )
   at: list[Fraction] = pydantic.Field([0.5, 0.75], description='shares of the phase at which a step happens')
   factor: Annotated[float, pydantic.Field(gt=0, le=1)] = pydantic.Field(0.1, description='what a step multiplies by')
+  cut_frac: Fraction = pydantic.Field(
+    0.1, description='share of the phase over which the rate rises (slanted_triangular)', json_schema_extra=LATER
+  )
+  ratio: Annotated[float, pydantic.Field(ge=1, le=1e30)] = pydantic.Field(
+    32.0, description='the largest rate over the smallest (slanted_triangular)', json_schema_extra=LATER
+  )
+  first: Annotated[float, pydantic.Field(ge=1e-30, le=1)] = pydantic.Field(
+    1e-6, description='factor at the start (exponential)', json_schema_extra=LATER
+  )
 
 
 class EarlyStop(Schema):
@@ -42,6 +56,30 @@ class EarlyStop(Schema):
 
   patience: Positive = pydantic.Field(description='evaluations without improvement after which the phase ends')
   min_delta: Rate = pydantic.Field(0.0, description='what counts as an improvement, in units of the selection metric')
+
+
+class Transform(Schema):
+  """A transformation of parameters before they are applied; keys beside these are arguments of its function."""
+
+  model_config = pydantic.ConfigDict(extra='allow', frozen=True, strict=True, allow_inf_nan=False)
+  name: str = pydantic.Field(description='mixout, or module.path.function of your own (training/transforms.py)')
+  pattern: str = pydantic.Field('.*', description='the parameters it acts on, of those that train')
+
+
+class Average(Schema):
+  """A running average of what trains, which validation judges and which takes its place when the phase ends."""
+
+  name: Literal['exponential', 'uniform'] = pydantic.Field(
+    description='exponential: decay · average + (1 − decay) · parameters, from the start of the phase; uniform: the '
+    'mean of the parameters every so many steps (stochastic weight averaging, Izmailov et al. 2018). Running '
+    'statistics that moved are computed anew on the training inputs'
+  )
+  decay: Fraction = pydantic.Field(0.999, description='share of the old average that stays at a step (exponential)')
+  first: config.Share = pydantic.Field(0.0, description='share of the phase after which averaging begins')
+  every: Positive = pydantic.Field(1, description='steps from one average to the next')
+
+
+Shares = Annotated[list[Annotated[float, pydantic.Field(ge=0, le=1)]], pydantic.Field(min_length=1)]
 
 
 class Phase(Schema):
@@ -85,8 +123,22 @@ class Phase(Schema):
   objective: list[dict[str, Any]] | None = pydantic.Field(
     None, description="terms of this phase; None: the run's objective"
   )
+  transform: list[Transform] = pydantic.Field(
+    [],
+    description="what becomes of parameters before each training step applies them: [dict(name='mixout', p=0.7)]",
+    json_schema_extra=LATER,
+  )
   keep_optimizer: bool = pydantic.Field(False, description='go on with the optimizer state of the phase before')
   early_stop: EarlyStop | None = pydantic.Field(None, description='end when validation stops improving')
+  average: Average | None = pydantic.Field(
+    None, description='a running average of what trains takes its place', json_schema_extra=LATER
+  )
+  interpolate: Shares | None = pydantic.Field(
+    None,
+    description='at the end of the phase go only this share of the way from its start (WiSE-FT, Wortsman et al. 2022): '
+    '[0.5], or several among which validation data choose; in the last phase, results.json has the curve',
+    json_schema_extra=LATER,
+  )
 
   @pydantic.model_validator(mode='after')
   def _one_length(self) -> 'Phase':

@@ -33,15 +33,20 @@ def shapes_of(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any
   """
   method = stretch.method
 
-  def make(variables: Any) -> tuple[Any, Any]:
-    full = with_terms(method.network, [method.objective], variables, stretch.example, 0)
+  def make(variables: Any, theirs: Any) -> tuple[Any, Any]:
+    source = (method.source, theirs) if method.source else None
+    full = with_terms(method.network, [method.objective], variables, stretch.example, 0, source)
     state = begin(method, full['params'], full['stats'], full['term_stats'], jnp.int32(0))
     frozen = split(full['params'], method.trainable)[1]
-    member = type('Start', (), {'start_point': variables['params'], 'record': record, 'seed': 0})
+    given = {'start_point': variables['params'], 'fisher': variables['params'], 'record': record, 'seed': 0}
+    member = type('Start', (), {**given, 'source': {'variables': theirs, 'preprocessing': record}})
     return state, {**stretch.constants(member, 0), 'frozen': frozen}
 
-  state, constants = jax.eval_shape(make, shapes)
+  state, constants = jax.eval_shape(make, shapes, method.source and method.source.shapes())
   batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), dict(arrays))
+  if stretch.prefix is not None:
+    kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), stretch.prefix.value)
+    batch['x'] = kept
   batch |= {
     'mask': jax.ShapeDtypeStruct((rows,), bool),
     'place': jax.ShapeDtypeStruct((rows,), jnp.int32),

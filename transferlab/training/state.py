@@ -5,7 +5,7 @@ Plain data; the loop (loop.py) is the behaviour.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -31,6 +31,8 @@ class Member:
     order: which example stands where.
     record: preprocessing as arrays 'shift' and 'scale'.
     seed: of the run.
+    source: 'variables' of the source's network and its 'preprocessing' (as `record`), for terms that ask it.
+    fisher: Fisher information of the values of `start_point`, None where there are none; for terms that need it.
   """
 
   stretches: list[Stretch]
@@ -40,6 +42,8 @@ class Member:
   order: Order
   record: dict[str, Any]
   seed: int
+  source: dict[str, Any] | None = None
+  fisher: Any = None
 
 
 @dataclasses.dataclass
@@ -50,6 +54,7 @@ class Progress:
     ends: the global step at which each phase ends; an early stop writes its end here.
     early: phases that stopped early.
     best, digests, history, diverged: an entry per member.
+    points: for each member, what it was to go back to between the ends of its last phase (averaging.interpolate).
   """
 
   step: int = 0
@@ -63,6 +68,7 @@ class Progress:
   history: list[list[dict[str, Any]]] = dataclasses.field(default_factory=list)
   diverged: list[int | None] = dataclasses.field(default_factory=list)
   warnings: list[str] = dataclasses.field(default_factory=list)
+  points: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
 
   def start(self, phase: int) -> int:
     """The global step at which a phase starts."""
@@ -112,9 +118,9 @@ class Cadence:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-  """How a state is judged: `measure(variables) -> [{metric: value} for each member]`, and which metric chooses."""
+  """How a state is judged: `measure(variables, stretch) -> [{metric: value} for each member]`, and which chooses."""
 
-  measure: Callable[[Any], list[dict[str, Any]]]
+  measure: Callable[[Any, Stretch], list[dict[str, Any]]]
   select: str
   higher: bool
 
@@ -123,7 +129,8 @@ class Validation:
 class Fitted:
   """What the loop gives back for one member: variables of the last and of the best step, and what it saw.
 
-  `progress` and `tree` are what a checkpoint at the end of the run holds.
+  `progress` and `tree` are what a checkpoint at the end of the run holds. `line`: the variables at the two ends of a
+  last phase that interpolates.
   """
 
   last: Variables
@@ -135,6 +142,7 @@ class Fitted:
   warnings: list[str]
   progress: Progress
   tree: dict[str, Any]
+  line: tuple[Variables, Variables] | None = None
 
 
 def stack(trees: Sequence[Any], population: bool) -> Any:
@@ -149,9 +157,17 @@ def _stacked(*leaves: Any) -> Any:
   return np.stack([np.asarray(leaf) for leaf in leaves])
 
 
-def network_only(variables: Variables) -> Variables:
-  """Parameters and statistics of the network, without what belongs to terms."""
-  return {'params': {k: v for k, v in variables['params'].items() if k != 'terms'}, 'stats': variables['stats']}
+def network_only(variables: Variables, terms: Collection[str] = ()) -> Variables:
+  """Parameters and statistics of the network, without what belongs to terms but for the parameters of those named."""
+  params = {k: v for k, v in variables['params'].items() if k != 'terms'}
+  own = {k: v for k, v in variables['params'].get('terms', {}).items() if k in terms}
+  return {'params': {**params, **({'terms': own} if own else {})}, 'stats': variables['stats']}
+
+
+def old_heads(stretches: Sequence[Stretch]) -> list[str]:
+  """Names of the terms whose parameters are a head of the source's, which belong to what is selected."""
+  terms = [item for stretch in stretches for item in stretch.method.objective.terms.items()]
+  return list(dict.fromkeys(name for name, term in terms if 'source_head' in term.needs))
 
 
 def kept(slots: Any, fresh: Any, phase: str) -> Any:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from transferlab.data import augmentation, preprocessing
 from transferlab.data.augmentation import Augment
 from transferlab.networks import layers
 from transferlab.networks.network import Network
-from transferlab.objectives.objective import Objective, View
-from transferlab.training import optimizer, partition
+from transferlab.objectives.objective import Objective, SourceHead, View
+from transferlab.training import averaging, optimizer, partition, transforms
+from transferlab.training.transforms import Transformation
 
 State = dict[str, Any]
 Constants = dict[str, Any]
@@ -26,6 +27,8 @@ Batch = dict[str, Any]
 
 # What a key is folded with, so that no two purposes share random numbers.
 DROPOUT, AUGMENTATION, TERMS, TERM_START, NETWORK = 1, 2, 3, 4, 5
+VIEWS = 2**32 - 1  # beyond every step, with which the same key is folded
+TRANSFORMS = 2**32 - 2  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Method:
     moving: stages whose running statistics move.
     augment: random changes to the inputs, which lie between `low` and `high`.
     classes: of a label that is a class number, whose accuracy is logged; 0 for other labels.
+    start: the stage at which a step starts, where batches hold the outputs of the stage before it (feature_cache.py);
+      None: the first, on inputs that are augmented and preprocessed here.
+    source: the source's network, where a term looks at its outputs on the same inputs.
+    transforms: what becomes of parameters before they are applied.
+    average: the running average that is kept: 'exponential', 'uniform' or None.
+    anchored: the values from which the phase starts are kept, to go back to part of the way.
   """
 
   network: Network
@@ -50,6 +59,17 @@ class Method:
   low: float
   high: float
   classes: int
+  start: str | None = None
+  source: Network | None = None
+  transforms: tuple[Transformation, ...] = ()
+  average: str | None = None
+  anchored: bool = False
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The stages that a step runs."""
+    stages = self.network.stages
+    return stages[stages.index(self.start) :] if self.start else stages
 
 
 def begin(method: Method, params: Any, stats: Any, term_stats: Any, step: Array | int) -> State:
@@ -60,13 +80,18 @@ def begin(method: Method, params: Any, stats: Any, term_stats: Any, step: Array 
   """
   trainable, _ = partition.split(params, method.trainable)
   trainable, stats, term_stats = jax.tree.map(jnp.copy, (trainable, stats, term_stats))
-  return {
+  state = {
     'step': jnp.asarray(step, jnp.int32),
     'trainable': trainable,
     'stats': stats,
     'optimizer': method.optimizer.core.init(trainable),
     'term_stats': term_stats,
   }
+  if method.average:
+    state['average'] = averaging.begin(trainable)
+  if method.anchored:
+    state['anchor'] = jax.tree.map(jnp.copy, {'trainable': trainable, 'stats': stats})
+  return state
 
 
 def train_step(
@@ -76,7 +101,8 @@ def train_step(
 
   Args:
     state: see `begin`; may change values, never structure, shape or dtype.
-    constants: 'frozen' (tree with holes), 'source' (tree or None), 'preprocessing' {'shift', 'scale'}, 'key' (the
+    constants: 'frozen' (tree with holes), 'source' (tree or None), 'fisher' (likewise), 'source_network' ('variables'
+      and 'preprocessing' of `method.source`, or None), 'preprocessing' {'shift', 'scale'}, 'key' (the
       run's), 'hyper' (optimizer.hyperparameters), 'weights' {term: weight}.
     batch: 'x' [batch, …] as held, 'label' [batch, …] or {task: …}, 'place' [batch] in the global batch, 'mask' [batch]
       or None where all are real.
@@ -89,7 +115,7 @@ def train_step(
     batch = {**batch, 'mask': jnp.ones_like(batch['place'], bool)}
   key = jax.random.fold_in(constants['key'], state['step'])
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch['place'])
-  batch = {**batch, **_augmented(method, batch, layers.fold_in(keys, AUGMENTATION))}
+  batch = {**batch, **_augmented(method, batch, constants['key'], layers.fold_in(keys, AUGMENTATION))}
   loss = functools.partial(_loss, method, state, constants, batch, keys, axis)
   with layers.over_axis(axis):
     (value, (metrics, stats, term_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state['trainable'])
@@ -99,12 +125,16 @@ def train_step(
     method.optimizer, gradients, state['optimizer'], state['trainable'], constants['hyper'], state['step']
   )
   new = {
+    **state,
     'step': state['step'] + 1,
     'trainable': trainable,
     'stats': stats,
     'optimizer': slots,
     'term_stats': {**state['term_stats'], **term_stats},
   }
+  if method.average:
+    averages, done = constants['hyper']['average'], new['step'] - constants['hyper']['start']
+    new['average'] = averaging.update(method.average, state['average'], trainable, averages, done)
   return new, {**metrics, 'loss': value, 'rate_factor': factor}
 
 
@@ -116,15 +146,25 @@ def _loss(
   devices = lax.psum(1, axis) if axis else 1
   params = dict(partition.join(trainable, constants['frozen']))
   own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
+  applied = _transformed(method, params, constants, state['step'])
+  inputs = batch['x'] if method.start else preprocessing.apply(batch['x'], **constants['preprocessing'])
   outputs, stats = method.network.apply(
-    {'params': params, 'stats': state['stats']},
-    {'x': preprocessing.apply(batch['x'], **constants['preprocessing']), 'example_mask': batch['mask']},
+    {'params': applied, 'stats': state['stats']},
+    {**(inputs if isinstance(inputs, Mapping) else {'x': inputs}), 'example_mask': batch['mask']},
     train=method.training,
     statistics=method.moving,
     key=layers.fold_in(keys, DROPOUT),
+    start=method.start,
   )
+  if method.start:
+    stages = method.network.stages
+    outputs = {stages[stages.index(method.start) - 1]: inputs, **outputs}
+    stats = {**state['stats'], **stats}
   progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
-  view = functools.partial(_view, method.network, outputs, batch, params, constants['source'], keys, progress, total)
+  further = {'fisher': constants['fisher'], **_of_source(method, constants['source_network'], batch, outputs)}
+  view = functools.partial(
+    _view, method.network, outputs, batch, params, constants['source'], keys, progress, total, further=further
+  )
   values, measured, term_stats = method.objective(view, own)
   if method.classes and not isinstance(batch['label'], Mapping):
     measured['accuracy'] = accuracy(outputs[method.network.stages[-1]], batch['label'])
@@ -133,12 +173,65 @@ def _loss(
   return jnp.asarray(loss), (means, stats, term_stats)
 
 
-def _augmented(method: Method, batch: Batch, keys: Array) -> Batch:
+def view_keys(key: Array, ids: Array, view: Array) -> Array:
+  """[batch] keys that draw the augmentation of numbered views: the same whenever an example is seen in that view.
+
+  Args:
+    key: the run's.
+    ids: [batch], of the examples.
+    view: [batch] or one number for all.
+  """
+  each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, VIEWS), ids)
+  return jax.vmap(jax.random.fold_in)(each, jnp.broadcast_to(view, ids.shape))
+
+
+def _transformed(method: Method, params: Any, constants: Constants, step: Array) -> Any:
+  """The parameters as this step applies them. One key for the step, not for each example: the same on any devices."""
+  if not method.transforms:
+    return params
+  key = jax.random.fold_in(jax.random.fold_in(constants['key'], TRANSFORMS), step)
+  return transforms.apply(method.transforms, params, constants['source'], key)
+
+
+def _of_source(method: Method, source: Any, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
+  """What the source's network makes of the batch, for a view; nothing where no term asks.
+
+  Args:
+    source: its 'variables' and 'preprocessing'.
+    outputs: of the network that trains.
+  """
+  if method.source is None:
+    return {}
+  x = preprocessing.apply(batch['x'], **source['preprocessing'])
+  theirs, _ = method.source.apply(source['variables'], {'x': x, 'example_mask': batch['mask']})
+  theirs = lax.stop_gradient(theirs)
+  value = before_head(method.network, outputs, x)
+  return {'source_outputs': theirs, 'source_head': source_head(method.source, source['variables'], value, theirs)}
+
+
+def before_head(network: Network, outputs: Mapping[str, Any], x: Array) -> Any:
+  """What the head takes: the output of the stage before it, or the inputs `x` where there is none."""
+  return outputs[network.stages[-2]] if len(network.stages) > 1 else x
+
+
+def source_head(source: Network, variables: Mapping[str, Any], value: Any, theirs: Mapping[str, Any]) -> SourceHead:
+  """The source's head on `value`, what another network gives before its own; `theirs` are the source's outputs."""
+  head = source.stages[-1]
+
+  def apply(params: Any) -> Array:
+    whole = {'params': {**variables['params'], head: params}, 'stats': variables['stats']}
+    return source.apply(whole, value, start=head)[0][head]
+
+  return SourceHead(variables['params'][head], theirs[head], apply)
+
+
+def _augmented(method: Method, batch: Batch, run_key: Array, keys: Array) -> Batch:
   """'x' and 'label' after augmentation."""
-  x, labels = batch['x'], batch['label']
-  if method.augment == Augment():
+  x, labels, views = batch['x'], batch['label'], method.augment.views
+  if method.augment == Augment() or method.start:
     return {'x': x, 'label': labels}
-  x = augmentation.apply(x, keys, method.augment, method.low, method.high)
+  own = keys if views is None else view_keys(run_key, batch['id'], batch['view'] % views)
+  x = augmentation.apply(x, own, method.augment, method.low, method.high)
   if augmentation.couples(method.augment):
     labels = labels if method.classes else labels.astype(jnp.float32)
     x, labels = augmentation.mix(x, labels, keys, batch['mask'], method.augment, method.classes)
@@ -155,6 +248,8 @@ def _view(
   progress: Array,
   total: Callable[[Array], Array],
   task: str | None,
+  *,
+  further: Mapping[str, Any] = {},
 ) -> View:
   output, labels = outputs[network.stages[-1]], batch['label']
   return View(
@@ -167,6 +262,7 @@ def _view(
     key=layers.fold_in(keys, TERMS),
     progress=progress,
     total=total,
+    **further,
   )
 
 
@@ -195,8 +291,59 @@ def accuracy(logits: Array, labels: Array) -> Array:
   return (logits.argmax(-1) == labels).astype(jnp.float32)
 
 
+class _Noted(Mapping):
+  """Outputs by stage that remember which were looked at."""
+
+  def __init__(self, outputs: Mapping[str, Any]):
+    self.outputs, self.read = outputs, set[str]()
+
+  def __getitem__(self, stage: str) -> Any:
+    value = self.outputs[stage]
+    self.read.add(stage)
+    return value
+
+  def __contains__(self, stage: object) -> bool:
+    return stage in self.outputs
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.outputs)
+
+  def __len__(self) -> int:
+    return len(self.outputs)
+
+
+def stages_read(method: Method, shapes: Mapping[str, Any], example: Mapping[str, Any]) -> set[str]:
+  """The stages whose outputs the objective's terms look at, beside the head's.
+
+  Args:
+    shapes: the network's variables as shapes.
+    example: 'x' and 'label' of a batch of two, as shapes.
+  """
+  noted: list[_Noted] = []
+
+  def trace(variables: Any, batch: Any) -> Any:
+    full = with_terms(method.network, [method.objective], variables, batch, 0)
+    outputs, _ = method.network.apply(variables, batch['x'])
+    noted.append(_Noted(outputs))
+    seen = {'label': batch['label'], 'mask': jnp.ones(2, bool)}
+    keys = jax.random.split(jax.random.key(0), 2)
+    view = functools.partial(
+      _view, method.network, noted[0], seen, full['params'], variables['params'], keys, jnp.zeros(()), lambda v: v,
+      further={'fisher': variables['params']},
+    )  # fmt: skip
+    return method.objective(view, {'params': full['params'].get('terms', {}), 'stats': full['term_stats']})
+
+  jax.eval_shape(trace, shapes, dict(example))
+  return noted[0].read - {method.network.stages[-1]}
+
+
 def with_terms(
-  network: Network, objectives: Sequence[Objective], variables: Mapping[str, Any], arrays: Mapping[str, Any], seed: int
+  network: Network,
+  objectives: Sequence[Objective],
+  variables: Mapping[str, Any],
+  arrays: Mapping[str, Any],
+  seed: int,
+  source: tuple[Network, Any] | None = None,
 ) -> dict[str, Any]:
   """The variables with the parameters and state that terms start from: 'params', 'stats' and 'term_stats'.
 
@@ -204,6 +351,7 @@ def with_terms(
 
   Args:
     arrays: 'x' and 'label' of the training split; shapes decide, not values.
+    source: the source's network and its variables, where a term starts from its head.
   """
   key = jax.random.fold_in(jax.random.key(seed), TERM_START)
   own: dict[str, dict] = {'params': {}, 'stats': {}}
@@ -211,11 +359,16 @@ def with_terms(
     if objective.plain:
       continue
     labels = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape[1:]), leaf.dtype), arrays['label'])
-    outputs, _ = network.apply(variables, jnp.zeros((2, *arrays['x'].shape[1:])))
+    x = jnp.zeros((2, *arrays['x'].shape[1:]))
+    outputs, _ = network.apply(variables, x)
     batch = {'label': labels, 'mask': jnp.ones(2, bool)}
+    further: dict[str, Any] = {}
+    if source is not None and 'source_head' in objective.needs:
+      theirs, _ = source[0].apply(source[1], x)
+      further['source_head'] = source_head(*source, before_head(network, outputs, x), theirs)
     keys = jax.random.split(key, 2)
     view = functools.partial(
-      _view, network, outputs, batch, variables['params'], None, keys, jnp.zeros(()), lambda v: v
+      _view, network, outputs, batch, variables['params'], None, keys, jnp.zeros(()), lambda v: v, further=further
     )
     created = objective.init(view, key)
     own = {kind: {**created[kind], **own[kind]} for kind in own}
