@@ -1,11 +1,11 @@
-"""Which parameters to move, when, and how fast: seventeen ways to fine-tune, on three pairs of tasks.
+"""Which parameters to move, when, and how fast: nineteen ways to fine-tune, on three pairs of tasks.
 
 python -m transferlab.main --config=experiments/finetuning_methods.py
 
 Clean to noisy digits, MNIST to USPS, and ImageNet (MobileNet v1 0.25) to photos of ants and bees, from few examples of
 each class. Every method has the same number of steps and chooses among three learning rates on the same validation
 data; all are also measured on test inputs that are worse than those they learnt from ('shifted'). The CPU profile takes
-a subset of MNIST, photos of 96 pixels and three seeds; ':full' all of MNIST, 224 pixels and five.
+a subset of MNIST, photos of 128 pixels and three seeds; ':full' all of MNIST, 224 pixels and five.
 
 Data: tfds:mnist; usps_all of S. Roweis's page as data/usps.npz (image [11000, 16, 16, 1], label); hymenoptera_data.zip
 of PyTorch's transfer-learning tutorial, unpacked in data/. Weights, in weights/: mobilenet_2_5_224_tf.h5 of
@@ -52,7 +52,9 @@ def methods(steps: int, rates: list[float]) -> dict[str, dict[str, Any]]:
     },
     'linear probe': chosen(dict(whole, train='head'), values=[1e-3, 3e-3, 1e-2]),
     'last block': chosen(dict(whole, train=['head', LAST])),
+    'probe, adapted statistics': chosen(dict(whole, train='head', statistics='adapt'), values=[1e-3, 3e-3, 1e-2]),
     'full': chosen(full),
+    'full, frozen statistics': chosen(dict(full, statistics='frozen')),
     'full, falling rates': chosen(full, values=falling),
     'probe, then full': chosen(probe, after),
     'probe, then full, WiSE-FT': chosen(probe, dict(after, interpolate=shares)),
@@ -60,8 +62,8 @@ def methods(steps: int, rates: list[float]) -> dict[str, dict[str, Any]]:
     'biases and head': chosen(*schedules.bitfit(**whole)),
     'normalisation and head': chosen(dict(whole, train=[r'.*norm.*/(scale|bias)', 'head'])),
     'first stage and head': chosen(dict(whole, train=['stem', 'head'])),
-    'L2-SP': chosen(full, **beside(term='l2_sp', weight=0.01, beta=0.1)),
-    'spectral shrinkage': chosen(full, **beside(term='batch_spectral_shrinkage', weight=1e-3, stage='pool')),
+    'L2-SP': chosen(full, **beside(term='l2_sp', weight=0.1, beta=0.1)),
+    'spectral shrinkage': chosen(full, **beside(term='batch_spectral_shrinkage', weight=0.01, stage='pool')),
     'mixout': chosen(dict(full, transform=[dict(name='mixout', p=0.5)])),
     'weight averaging': chosen(dict(full, average=dict(name='uniform', first=0.5))),
     'greedy soup after a probe': chosen(probe, after, soup='greedy'),
@@ -72,10 +74,10 @@ def get_config(arg: str = ''):
   """The comparison; 'smoke': digits and three methods in seconds; 'full': as the docstring says."""
   smoke, whole = arg == 'smoke', arg == 'full'
   source = [dict(ADAM, train='.*', steps=20 if smoke else 1000, learning_rate=3e-3)]
-  digits = dict(name='digits', validation=5, test=0.5, batch_size=32)
+  digits = dict(name='digits', validation=10, test=0.5, batch_size=32)
   usps = dict(name='npz:data/usps.npz', validation=10, batch_size=32)
   photos = dict(
-    name='folder:data/hymenoptera_data', resize=dict(size=224 if whole else 96), validation=20, batch_size=16
+    name='folder:data/hymenoptera_data', resize=dict(size=224 if whole else 128), validation=10, batch_size=16
   )
   resnet = dict(name='resnet', depth=8)
 
@@ -86,7 +88,7 @@ def get_config(arg: str = ''):
       'digits': {
         'network': resnet,
         'source': dict(data=dict(digits, half=0), phases=source),
-        'target': dict(data=dict(digits, half=1, noise=0.4, shots=5)),
+        'target': dict(data=dict(digits, half=1, noise=0.4)),
         'evaluation.sets': dict(shifted=dict(digits, half=1, noise=0.4, rotation=20, contrast=0.6)),
       },
       'usps': {
@@ -95,21 +97,22 @@ def get_config(arg: str = ''):
           data=dict(name='tfds:mnist', resize=dict(size=16), fraction=1.0 if whole else 0.1, batch_size=64),
           phases=source,
         ),
-        'target': dict(data=dict(usps, shots=5)),
+        'target': dict(data=usps),
         'evaluation.sets': dict(shifted=dict(usps, noise=0.3, rotation=20)),
       },
       'photos': {
         'network': dict(name='mobilenet', width=0.25),
         'source': dict(weights='weights/mobilenet_2_5_224_tf.h5'),
-        'target': dict(data=dict(photos, shots=20)),
+        'target': dict(data=photos),
         'evaluation.sets': dict(shifted=dict(photos, noise=0.1, contrast=0.5)),
       },
     },
+    shots={str(count): {'target.data.shots': count} for count in ([5] if smoke else [5, 20])},
     method=methods(8 if smoke else 100, [1e-4, 3e-4, 1e-3]),
     seed=[0] if smoke else [0, 1, 2, 3, 4] if whole else [0, 1, 2],
   )
   if smoke:
     config.axes['pair'] = {'digits': config.axes['pair']['digits']}
     config.axes['method'] = {name: config.axes['method'][name] for name in ('full', 'gradual unfreezing', 'mixout')}
-  config.table = dict(baseline='full', also=['shifted'])
+  config.table = dict(baseline='full', also=['shifted'], along='shots')
   return config

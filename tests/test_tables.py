@@ -293,3 +293,10 @@ def test_further_sets_stand_in_columns_of_their_own():
   assert name == 'shifted' and float(value) == pytest.approx(np.mean(shifted['all']), abs=1e-12)
   with pytest.raises(UserError, match=r"split 'shiftet'; nearest: shifted"):
     tables.summarise(records, tables.Table(also=['shiftet']))
+
+
+def test_long_values_that_begin_alike_stay_apart_and_short():
+  rules = [[['head', 0.001], ['block3/(conv|norm).*', 0.0003846153846153846], ['.*', rate]] for rate in (1e-4, 2e-4)]
+  records = [record('all', seed, 0.5, chosen={'rate': rules[seed % 2]}, grid={'rate': rules}) for seed in range(3)]
+  chosen = row(tables.summarise(records, tables.Table()), 'all').chosen['rate']
+  assert sorted(chosen.values()) == [1, 2] and all(len(text) < 50 for text in chosen)

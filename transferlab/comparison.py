@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from transferlab import errors
+from transferlab import config, errors
 from transferlab.config import LATER, Fraction, Schema
 from transferlab.evaluation import metrics
 
 Record = Mapping[str, Any]
 Verdict = Literal['win', 'tie', 'loss']
 # Rows differ where the corrected p value is at most this.
+LONGEST = 40  # characters of a chosen value that a table shows
 LEVEL = 0.05
 
 
@@ -358,4 +359,8 @@ def _mean(values: Iterable[float]) -> float | None:
 def _text(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:g}'
-  return json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value)
+  if not isinstance(value, (list, tuple, dict)):
+    return str(value)
+  text = json.dumps(value)
+  # Rules of many numbers: their beginning, and a mark that tells them from others that begin alike.
+  return text if len(text) <= LONGEST else f'{text[:LONGEST]}… #{config.digest(value)[:4]}'
