@@ -6,6 +6,21 @@ import jax
 import numpy as np
 
 from transferlab import checkpoints
+from transferlab.screen import Screen
+
+
+class Stopper(Screen):
+  """A quiet screen that counts steps, and asks to stop at one of them."""
+
+  def __init__(self, at):
+    super().__init__(quiet=True)
+    self.at, self.steps = at, 0
+
+  def advance(self, steps):
+    self.steps += steps
+
+  def __call__(self):
+    return self.steps >= self.at
 
 
 def outcome(place):

@@ -4,11 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-from outcomes import assert_same
+from outcomes import Stopper, assert_same
 
 from transferlab import checkpoints, config, experiment
 from transferlab.errors import Interrupted, UserError
-from transferlab.screen import Screen
 from transferlab.settings import Run
 
 DIGITS = {'name': 'digits', 'validation': 4, 'shots': 12, 'batch_size': 16, 'augment': {'shift': 1}}
@@ -52,20 +51,6 @@ def settings(*phases, data=DIGITS, **more):
     **more,
   }
   return config.validate(Run, values)
-
-
-class Stopper(Screen):
-  """A quiet screen that counts steps, and asks to stop at one of them."""
-
-  def __init__(self, at):
-    super().__init__(quiet=True)
-    self.at, self.steps = at, 0
-
-  def advance(self, steps):
-    self.steps += steps
-
-  def __call__(self):
-    return self.steps >= self.at
 
 
 def stopped(run, place, *at):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from outcomes import assert_same
+from outcomes import Stopper, assert_same
 
 import transferlab
 from transferlab import checkpoints, commands, comparison, config, experiment, paths, study, tables, transplant
@@ -308,20 +308,6 @@ def test_frozen_stages_run_anew_where_a_term_asks_the_source(place):
 
 
 # ------------------------------------------------------------------------------------------------------ stop and go
-class Stopper(Screen):
-  """A quiet screen that asks to stop after some steps."""
-
-  def __init__(self, at):
-    super().__init__(quiet=True)
-    self.at, self.steps = at, 0
-
-  def advance(self, steps):
-    self.steps += steps
-
-  def __call__(self):
-    return self.steps >= self.at
-
-
 EVERYTHING = [DELTA, SHRINK, EWC, {**EWC, 'name': 'again', 'weight': 0.1}, KEEP, {'term': 'l2_sp', 'weight': 0.01}]
 ALL_OF_IT = {
   'every term and mixout': (EVERYTHING, {'transform': [MIXOUT]}, {}),

@@ -73,7 +73,7 @@ def _longer(prepared: Prepared, workdir: Path) -> bool:
 
 
 def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
-  from transferlab import combining, results
+  from transferlab import results
   from transferlab.training.loop import Loop
 
   begun = time.monotonic()
@@ -103,20 +103,26 @@ def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: 
     fitted = loop.run()[0]
   finally:
     saver.close()
+  measured = _measured(prepared, fitted, weights, workdir, test)
+  for warning in fitted.warnings:
+    screen.say(f'note: {warning}')
+  return record(prepared, measured, fitted, seconds=time.monotonic() - begun)
+
+
+def _measured(prepared: Prepared, fitted: Any, weights: Weights | None, workdir: Path, test: bool) -> dict[str, Any]:
+  """What is measured at the end of a run; draws what there is to draw."""
+  from transferlab import combining, plots, results
+
   measured = {
     **results.final(prepared, fitted, workdir / 'predictions', test),
     **combining.curve(prepared, fitted, test),
     **results.forgotten(prepared, fitted, weights, test),
   }
-  for warning in fitted.warnings:
-    screen.say(f'note: {warning}')
-  if test and len(measured.get('interpolation', {}).get('points', ())) > 1:
-    from transferlab import plots
-
-    curve = measured['interpolation']
+  curve = measured.get('interpolation', {'points': []})
+  if test and len(curve['points']) > 1:
     with contextlib.suppress(UserError):  # the metric that chooses may be none of those that are measured
       plots.interpolation(curve['points'], curve['chosen'], prepared.select_metric(), workdir / 'interpolation.png')
-  return record(prepared, measured, fitted, seconds=time.monotonic() - begun)
+  return measured
 
 
 def _fit_baseline(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:

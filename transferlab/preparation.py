@@ -8,13 +8,11 @@ import dataclasses
 import functools
 import inspect
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab import config, paths, pretrained, source_network, transplant
+from transferlab import checks, config, paths, pretrained, source_network, transplant
 from transferlab.data import encoding, preprocessing
-from transferlab.data.examples import matched
 from transferlab.data.loader import Order
 from transferlab.data.settings import FILES
 from transferlab.data.sources import Loaded, load
@@ -155,14 +153,14 @@ def prepare(run: Run) -> Prepared:
     UserError: any mistake in the config that its data, network or source reveal.
   """
   loaded = load(run.target.data, run.seed)
-  _check_choices(run, loaded)
+  checks.choices(run, loaded)
   record = loaded.preprocessing
   if loaded.info.kind == 'text':
     raise UserError(f'{run.target.data.name} holds texts, which no network reads yet; see data.hash')
   if run.baseline is not None:
-    _check_baseline(run, loaded)
+    checks.baseline(run, loaded)
     if run.baseline.stage is None:
-      _check_sets(run, loaded, record)
+      checks.sets(run, loaded, record)
       return Prepared(run, loaded, record)
   source = (
     _prepared_source(source_run(run).model_dump_json())
@@ -173,21 +171,14 @@ def prepare(run: Run) -> Prepared:
   notes: list[str] = []
   if weights is not None:
     run, notes = pretrained.completed(run, weights)
-  given = source.record if source is not None else weights.preprocessing if weights is not None else None
-  if given is not None and run.target.preprocessing == 'source':
-    record, said = preprocessing.reuse(given, record)
-    notes += said
-    notes += _unused_statistics(run)
-  elif given is not None:
-    notes.append("preprocessing: the target's own, as target.preprocessing='refit' has it")
-  elif weights is not None:
-    notes.append("preprocessing: the target's own, since the weights bring none (data.statistics names others)")
+  record, said = _taken_over(run, record, source, weights)
+  notes += said
   origin = functools.partial(source_network.of, run, source, weights, loaded.preprocessing, _categories)
   asked = origin if run.source is not None else None
   network, stretches, caching = _network_and_phases(run, loaded, record, asked)
   if run.baseline is not None:
-    _check_probe(run, network, loaded, record)
-  _check_sets(run, loaded, record)
+    checks.probe(run, network, loaded, record)
+  checks.sets(run, loaded, record)
   if weights is not None and run.source is not None:
     weights = pretrained.as_network(weights, run.source, network.shapes())
     notes = [*weights.notes, *notes]
@@ -196,6 +187,21 @@ def prepare(run: Run) -> Prepared:
   made = Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes), tuple(caching), theirs)
   source_network.check(made)
   return made
+
+
+def _taken_over(
+  run: Run, own: Mapping[str, Any], source: Prepared | None, weights: Weights | None
+) -> tuple[dict[str, Any], list[str]]:
+  """The preprocessing that a run's inputs get, its source's unless told otherwise, and what is to be said of it."""
+  given = source.record if source is not None else weights.preprocessing if weights is not None else None
+  if given is not None and run.target.preprocessing == 'source':
+    record, said = preprocessing.reuse(given, own)
+    return record, [*said, *_unused_statistics(run)]
+  if given is not None:
+    return dict(own), ["preprocessing: the target's own, as target.preprocessing='refit' has it"]
+  if weights is not None:
+    return dict(own), ["preprocessing: the target's own, since the weights bring none (data.statistics names others)"]
+  return dict(own), []
 
 
 def _unused_statistics(run: Run) -> list[str]:
@@ -258,7 +264,7 @@ def _network_and_phases(
   outputs = {task: own.outputs for task, own in info.tasks.items()} or info.outputs
   options = {**(run.network.model_extra or {}), **_categories(run.network.name, record)}
   network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs)
-  _check_size(run.network.name, network)
+  checks.size(run.network.name, network)
   lengths = [length(phase, len(loaded.splits['train']), data.batch_size, data.last_batch) for phase in run.phases]
   example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
   source = None if asked is None else lambda: asked(network).network
@@ -288,79 +294,6 @@ def _row_names(record: Mapping[str, Any], shapes: Mapping[str, Any]) -> transpla
   """What rows of a network on these inputs stand for; nothing where they are no tables."""
   columns = record['columns']
   return transplant.row_names(columns, encoding.codes(record.get('encoding', [])), shapes['params']) if columns else {}
-
-
-def _check_size(name: str, network: Any) -> None:
-  """That the parameters fit the memory of the machine, through which every checkpoint goes."""
-  leaves = paths.flatten(network.shapes()['params']).values()
-  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  if size > memory:
-    raise UserError(
-      f'config.network: the parameters of this {name!r} take {size / 2**30:,.0f} GiB, and the machine has '
-      f'{memory / 2**30:,.0f} GiB of memory'
-    )
-
-
-def _check_choices(run: Run, loaded: Loaded) -> None:
-  """Names of metrics, and that what chooses has validation data to choose on."""
-  tasks = {f'{name}/': own.task for name, own in loaded.info.tasks.items()} or {'': loaded.info.task}
-  task = next(iter(tasks.values()))
-  metrics.check(run.evaluation.metrics or [], task)
-  metrics.check([run.evaluation.select] if run.evaluation.select else [], task)
-  if 'validation' in loaded.splits:
-    return
-  if run.choose:
-    raise UserError('config.choose needs validation data: set config.target.data.validation')
-  if any(phase.interpolate and len(phase.interpolate) > 1 for phase in run.phases):
-    raise UserError('interpolate chooses among several shares on validation data: set config.target.data.validation')
-  if any(phase.early_stop for phase in run.phases):
-    raise UserError('early_stop needs validation data: set config.target.data.validation')
-
-
-def _check_baseline(run: Run, loaded: Loaded) -> None:
-  """That the method is one for the task, and that there is something to choose its penalty with."""
-  from transferlab.evaluation import baselines
-
-  assert run.baseline is not None
-  if loaded.info.tasks:
-    raise UserError(f'config.baseline learns one label, not {", ".join(loaded.info.tasks)}; data.label names one')
-  baselines.check(run.baseline, loaded.info.task == 'regression')
-  if len(run.baseline.penalties or ()) > 1 and 'validation' not in loaded.splits:
-    raise UserError(
-      'config.baseline.penalties: validation data choose among several, and there are none; set '
-      'config.target.data.validation, or give one penalty'
-    )
-
-
-def _check_probe(run: Run, network: Any, loaded: Loaded, record: Mapping[str, Any]) -> None:
-  """That the network has the stage, and the machine room for its features."""
-  from transferlab.evaluation import features
-
-  assert run.baseline is not None
-  stages = features.chosen(network, run.baseline.stage)
-  widths = features.widths(network, stages, record['input_shape'], run.baseline.pool)
-  features.check_size(sum(map(len, loaded.splits.values())), widths)
-  for name in ('penalty', 'features'):
-    if name in run.evaluation.sets:
-      raise UserError(f'config.evaluation.sets.{name}: the results of a probe have a number of that name')
-
-
-def _check_sets(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> None:
-  """That further evaluation sets fit the network, and that there are as many devices as asked for."""
-  from transferlab.training import parallel
-
-  parallel.devices(run.parallel)
-  shape, info = record['input_shape'], loaded.info
-  for name, data in run.evaluation.sets.items():
-    if name in loaded.splits:
-      raise UserError(f'config.evaluation.sets.{name}: the target has a split of that name')
-    other = load(data, run.seed)
-    # Encoded tables take the target's columns, whatever else they hold.
-    inputs = shape if 'encoding' in record else other.preprocessing.get('input_shape')
-    if inputs != shape:
-      raise UserError(f'config.evaluation.sets.{name}: inputs {inputs}, and those of the target are {shape}')
-    matched(other.examples.arrays['label'], other.info, info, f'config.evaluation.sets.{name}')
 
 
 def start(prepared: Prepared, weights: Weights | None) -> Any:

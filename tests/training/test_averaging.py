@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from outcomes import Stopper
 
 import transferlab
 from transferlab import checkpoints, config, experiment, paths
 from transferlab.errors import Interrupted, UserError
 from transferlab.preparation import prepare
-from transferlab.screen import Screen
 from transferlab.settings import Run
 from transferlab.training import averaging
 
@@ -185,18 +185,6 @@ def test_several_shares_need_validation_data_to_choose():
   prepare(settings({**TRAIN, 'interpolate': [0.5]}, target={'data': data}))
 
 
-class Stopper(Screen):
-  def __init__(self, at):
-    super().__init__(quiet=True)
-    self.at, self.steps = at, 0
-
-  def advance(self, steps):
-    self.steps += steps
-
-  def __call__(self):
-    return self.steps >= self.at
-
-
 @pytest.mark.parametrize('at', [4, 8, 12, 16])
 def test_averages_and_ends_survive_a_stop_to_the_bit(tmp_path, at):
   first = {**TRAIN, 'average': {'name': 'exponential', 'decay': 0.8}}
@@ -259,7 +247,7 @@ def test_a_soup_can_be_extended(tmp_path):
 
 def test_greedy_soup_takes_what_does_not_harm_the_best_first():
   random = np.random.default_rng(0)
-  trees = [{'w': random.normal(size=5)} for _ in range(6)]
+  trees = [{'w': random.normal(size=5).astype(np.float32)} for _ in range(6)]
   goal = random.normal(size=5)
   judge = lambda tree: -float(np.abs(np.asarray(tree['w'], np.float64) - goal).sum())
   scores = [judge(tree) for tree in trees]

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from outcomes import Stopper
 
 import transferlab
 from transferlab import checkpoints, config, experiment, paths
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
 from transferlab.preparation import prepare, start
-from transferlab.screen import Screen
 from transferlab.settings import Run
 from transferlab.training import feature_cache, feature_store
 
@@ -97,18 +97,6 @@ def test_members_of_a_population_keep_the_outputs_of_their_own_weights(tmp_path)
   for one, other in zip(tables['auto']['records'], tables['never']['records']):
     assert one['last']['test']['log_loss'] == pytest.approx(other['last']['test']['log_loss'], rel=1e-3)
     assert one['frozen_stages'] and not other['frozen_stages']
-
-
-class Stopper(Screen):
-  def __init__(self, at):
-    super().__init__(quiet=True)
-    self.at, self.steps = at, 0
-
-  def advance(self, steps):
-    self.steps += steps
-
-  def __call__(self):
-    return self.steps >= self.at
 
 
 @pytest.mark.parametrize('at', [20, 40, 55])

@@ -1,0 +1,86 @@
+"""Whether the parts of a run fit one another, before anything is compiled: each check raises `UserError` if not."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from transferlab import paths
+from transferlab.data.examples import matched
+from transferlab.data.sources import Loaded, load
+from transferlab.errors import UserError
+from transferlab.evaluation import metrics
+from transferlab.settings import Run
+
+
+def size(name: str, network: Any) -> None:
+  """That the parameters fit the memory of the machine, through which every checkpoint goes."""
+  leaves = paths.flatten(network.shapes()['params']).values()
+  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if size > memory:
+    raise UserError(
+      f'config.network: the parameters of this {name!r} take {size / 2**30:,.0f} GiB, and the machine has '
+      f'{memory / 2**30:,.0f} GiB of memory'
+    )
+
+
+def choices(run: Run, loaded: Loaded) -> None:
+  """Names of metrics, and that what chooses has validation data to choose on."""
+  tasks = {f'{name}/': own.task for name, own in loaded.info.tasks.items()} or {'': loaded.info.task}
+  task = next(iter(tasks.values()))
+  metrics.check(run.evaluation.metrics or [], task)
+  metrics.check([run.evaluation.select] if run.evaluation.select else [], task)
+  if 'validation' in loaded.splits:
+    return
+  if run.choose:
+    raise UserError('config.choose needs validation data: set config.target.data.validation')
+  if any(phase.interpolate and len(phase.interpolate) > 1 for phase in run.phases):
+    raise UserError('interpolate chooses among several shares on validation data: set config.target.data.validation')
+  if any(phase.early_stop for phase in run.phases):
+    raise UserError('early_stop needs validation data: set config.target.data.validation')
+
+
+def baseline(run: Run, loaded: Loaded) -> None:
+  """That the method is one for the task, and that there is something to choose its penalty with."""
+  from transferlab.evaluation import baselines
+
+  assert run.baseline is not None
+  if loaded.info.tasks:
+    raise UserError(f'config.baseline learns one label, not {", ".join(loaded.info.tasks)}; data.label names one')
+  baselines.check(run.baseline, loaded.info.task == 'regression')
+  if len(run.baseline.penalties or ()) > 1 and 'validation' not in loaded.splits:
+    raise UserError(
+      'config.baseline.penalties: validation data choose among several, and there are none; set '
+      'config.target.data.validation, or give one penalty'
+    )
+
+
+def probe(run: Run, network: Any, loaded: Loaded, record: Mapping[str, Any]) -> None:
+  """That the network has the stage, and the machine room for its features."""
+  from transferlab.evaluation import features
+
+  assert run.baseline is not None
+  stages = features.chosen(network, run.baseline.stage)
+  widths = features.widths(network, stages, record['input_shape'], run.baseline.pool)
+  features.check_size(sum(map(len, loaded.splits.values())), widths)
+  for name in ('penalty', 'features'):
+    if name in run.evaluation.sets:
+      raise UserError(f'config.evaluation.sets.{name}: the results of a probe have a number of that name')
+
+
+def sets(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> None:
+  """That further evaluation sets fit the network, and that there are as many devices as asked for."""
+  from transferlab.training import parallel
+
+  parallel.devices(run.parallel)
+  shape, info = record['input_shape'], loaded.info
+  for name, data in run.evaluation.sets.items():
+    if name in loaded.splits:
+      raise UserError(f'config.evaluation.sets.{name}: the target has a split of that name')
+    other = load(data, run.seed)
+    # Encoded tables take the target's columns, whatever else they hold.
+    inputs = shape if 'encoding' in record else other.preprocessing.get('input_shape')
+    if inputs != shape:
+      raise UserError(f'config.evaluation.sets.{name}: inputs {inputs}, and those of the target are {shape}')
+    matched(other.examples.arrays['label'], other.info, info, f'config.evaluation.sets.{name}')
