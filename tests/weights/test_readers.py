@@ -222,6 +222,7 @@ def _bare(array):
     (_zipped([]), 'a zip archive of no known format; it holds nothing'),
     (_zipped(['a.npy'])[:60], r'a zip archive \(PyTorch, npz or Keras\) that is damaged or cut short'),
   ],
+  ids=lambda value: None if isinstance(value, str) else 'content',  # an archive holds the time: no name for a test
 )
 def test_files_of_no_known_format_are_told_what_they_are(tmp_path, content, message):
   (tmp_path / 'weights.pth').write_bytes(content)
