@@ -26,6 +26,11 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('experiments/*.py')])
 WORDS = ('tfds:', 'TRANSFERLAB_DATA', 'folder:data/', 'weights/')
 FETCHED = [file for file in SHIPPED if any(word in file.read_text() for word in WORDS)]
+# Experiments on data that have to be fetched have many cells, each of which reads them: their mutants take minutes.
+QUICK_FIRST = [
+  pytest.param(file, marks=pytest.mark.long) if file in FETCHED and file.parent.name == 'experiments' else file
+  for file in SHIPPED
+]
 REMOVED = object()
 WRONG_TYPES = {str: 7, list: {'seven': 7}}  # all else becomes a string
 VALUES = {
@@ -123,7 +128,7 @@ def runs_of(values):
   return [candidate.settings for cell in expanded for candidate in cell.candidates]
 
 
-@pytest.mark.parametrize('file', SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', QUICK_FIRST, ids=lambda file: file.stem)
 @pytest.mark.parametrize('mutation', MUTATIONS)
 def test_every_mutated_key_is_valid_or_refused_with_a_message(file, mutation, command, write_config, tmp_path):
   if file in FETCHED and 'TRANSFERLAB_TEST_DATA' not in os.environ:

@@ -185,7 +185,9 @@ def test_several_shares_need_validation_data_to_choose():
   prepare(settings({**TRAIN, 'interpolate': [0.5]}, target={'data': data}))
 
 
-@pytest.mark.parametrize('at', [4, 8, 12, 16])
+@pytest.mark.parametrize(
+  'at', [4, 8, pytest.param(12, marks=pytest.mark.long), pytest.param(16, marks=pytest.mark.long)]
+)
 def test_averages_and_ends_survive_a_stop_to_the_bit(tmp_path, at):
   first = {**TRAIN, 'average': {'name': 'exponential', 'decay': 0.8}}
   second = {**TRAIN, 'name': 'second', 'average': {'name': 'uniform', 'every': 2}, 'interpolate': [0.25, 0.5, 1.0]}

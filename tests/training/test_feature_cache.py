@@ -99,7 +99,7 @@ def test_members_of_a_population_keep_the_outputs_of_their_own_weights(tmp_path)
     assert one['frozen_stages'] and not other['frozen_stages']
 
 
-@pytest.mark.parametrize('at', [20, 40, 55])
+@pytest.mark.parametrize('at', [20, 40, pytest.param(55, marks=pytest.mark.long)])
 def test_stopping_and_going_on_from_kept_outputs_is_exact_to_the_bit(tmp_path, at):
   run = settings(HEAD, TOP, data={'augment': {'shift': 1, 'views': 2}})
   experiment.run(run, tmp_path / 'whole')
