@@ -227,6 +227,8 @@ def difference(values, reference):
 
 
 # ------------------------------------------------------------------------------------------------------- the tests
+# Steps in float64 on eight simulated devices take minutes; further tests below go from one to several.
+@pytest.mark.long
 @pytest.mark.parametrize('mode', [f'{kind} {count}' for kind, count in SOME])
 def test_losses_are_the_same_on_any_devices_by_scan_streaming_and_pmap(mode):
   losses = results('plain')['float64']
