@@ -11,14 +11,13 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 import pytest
-from outcomes import assert_same
+from outcomes import Stopper, assert_same
 from test_resume import Stopper, stopped
 
 from transferlab import checkpoints, config, experiment, paths, schedules
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
 from transferlab.preparation import prepare, start
-from transferlab.screen import Screen
 from transferlab.settings import Run
 from transferlab.training import partition
 from transferlab.training.phases import Phase
@@ -276,16 +275,12 @@ class Killed(BaseException):
   """Nothing in the program catches it."""
 
 
-class Killer(Screen):
-  """A quiet screen that ends the run in the middle of the loop, without a word to it."""
-
-  def __init__(self, at):
-    super().__init__(quiet=True)
-    self.at, self.steps = at, 0
+class Killer(Stopper):
+  """One that ends the run in the middle of the loop, without a word to it."""
 
   def advance(self, steps):
-    self.steps += steps
-    if self.steps >= self.at:
+    super().advance(steps)
+    if self():
       raise Killed
 
 

@@ -38,7 +38,8 @@ def _show_table(study: Study, records: list[dict[str, Any]], workdir: Path) -> N
   from transferlab import comparison, tables
 
   tables.show(comparison.summarise(records, study.table), Console(width=None if _terminal() else 200))
-  print(f'{workdir}: table.md, table.csv, table.json, comparison.png, curves.png')
+  along = ', along.png' if study.table.along else ''
+  print(f'{workdir}: table.md, table.csv, table.json, comparison.png, curves.png{along}')
 
 
 def _terminal() -> bool:

@@ -71,14 +71,3 @@ def predict(
     real = np.flatnonzero(mask)
     pieces.append(jax.tree.map(lambda leaf, real=real: np.take(leaf, real, axis), jax.device_get(outputs)))
   return jax.tree.map(lambda *parts: np.concatenate(parts, axis), *pieces)
-
-
-def measure(names: Sequence[str], outputs: Any, labels: Any, task: str) -> dict[str, Any]:
-  """The metrics of complete outputs; with several tasks 'task/metric' for each, and the mean of the first."""
-  if not isinstance(outputs, Mapping):
-    return metrics.compute(names, outputs, labels, task)
-  return {
-    f'{head}/{name}': value
-    for head in outputs
-    for name, value in metrics.compute(names, outputs[head], labels[head], task).items()
-  }
