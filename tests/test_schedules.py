@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 from outcomes import Stopper, assert_same
-from test_resume import Stopper, stopped
+from test_resume import stopped
 
 from transferlab import checkpoints, config, experiment, paths, schedules
 from transferlab.errors import UserError

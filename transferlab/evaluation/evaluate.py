@@ -4,7 +4,7 @@ Batches are padded and the padding cut off again; metrics (metrics.py) are compu
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from transferlab.data import preprocessing
 from transferlab.data.loader import evaluation_batches
-from transferlab.evaluation import metrics
 from transferlab.networks import layers
 from transferlab.networks.network import Network
 from transferlab.training import parallel
