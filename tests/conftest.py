@@ -25,6 +25,17 @@ from transferlab.training.phases import Phase
 from transferlab.training.state import Cadence, Member
 
 
+# Started first, so that no long file is left over for one worker when the others are done.
+LONGEST = ['test_devices', 'test_kill', 'test_schedules', 'test_teachers', 'test_feature_cache', 'test_source_network']
+LONGEST += ['test_resume', 'test_memory', 'test_real_data', 'test_peers', 'test_pretrained', 'test_export']
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first; within a file the order stays."""
+  place = {name: number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def _stretches(network, run_phases, x, label, objective=None, classes=3):
   info = Info('table', 'classification', classes=tuple(map(str, range(classes))))
   checked = [config.validate(Phase, phase) for phase in run_phases]

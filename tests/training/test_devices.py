@@ -19,7 +19,6 @@ import pytest
 STEPS = 20
 MODES = [('held', 1), ('held', 2), ('held', 8), ('streamed', 1), ('streamed', 2), ('streamed', 8)]
 MODES += [('mapped', 1), ('mapped', 2), ('mapped', 8)]
-# Compiling takes most of the time, so the plain tests do with some of the modes.
 SOME = [('held', 1), ('held', 2), ('held', 8), ('streamed', 2), ('mapped', 8)]
 ENDS = [('held', 1), ('mapped', 8)]
 WHOLE = [('held', 1), ('held', 8), ('streamed', 2)]
@@ -195,11 +194,14 @@ def measure(what):
     if what == 'evaluation':
       print(json.dumps(measured_outputs(place)))
       return
-    options, modes = (FULL, MODES) if what == 'full' else (PLAIN, SOME)
-    found = {'float32': measured_losses(place, False, MODES if what == 'full' else ENDS, **options)}
-    jax.config.update('jax_enable_x64', True)
-    found['float64'] = measured_losses(place, True, modes, **options)
-    if what != 'full':
+    found = {}
+    if what != 'edges':
+      options, single, double = (FULL, MODES, MODES) if what == 'full' else (PLAIN, ENDS, SOME)
+      found['float32'] = measured_losses(place, False, single, **options)
+      jax.config.update('jax_enable_x64', True)
+      found['float64'] = measured_losses(place, True, double, **options)
+    else:
+      jax.config.update('jax_enable_x64', True)
       # Of 16 rows 9 are real, so three of 8 devices have none; 103 examples leave a last batch of 4.
       found['few'] = measured_losses(place, True, ENDS, 13, **SMALL)
       found['padding'] = measured_steps(place)
@@ -227,7 +229,7 @@ def difference(values, reference):
 
 
 # ------------------------------------------------------------------------------------------------------- the tests
-# Steps in float64 on eight simulated devices take minutes; further tests below go from one to several.
+# Compiling twenty layers for eight simulated devices takes minutes; the tests below do with fewer.
 @pytest.mark.long
 @pytest.mark.parametrize('mode', [f'{kind} {count}' for kind, count in SOME])
 def test_losses_are_the_same_on_any_devices_by_scan_streaming_and_pmap(mode):
@@ -236,6 +238,7 @@ def test_losses_are_the_same_on_any_devices_by_scan_streaming_and_pmap(mode):
   assert difference(losses[mode], losses['held 1']) < 1e-9
 
 
+@pytest.mark.long
 def test_losses_in_single_precision_are_the_same_until_rounding_has_grown():
   """Where a ReLU falls on the other side, what follows differs; see the test of full size for the figures."""
   losses = results('plain')['float32']
@@ -243,25 +246,25 @@ def test_losses_in_single_precision_are_the_same_until_rounding_has_grown():
 
 
 def test_devices_without_a_real_example_and_padded_last_batches_change_nothing():
-  losses = results('plain')['few']
+  losses = results('edges')['few']
   assert len(set(losses['held 1'])) == 13
   assert difference(losses['mapped 8'], losses['held 1']) < 1e-9
 
 
 def test_what_changes_images_one_by_one_draws_the_same_on_any_devices():
-  losses = results('plain')['each']
+  losses = results('edges')['each']
   assert difference(losses['mapped 8'], losses['held 1']) < 1e-9
 
 
 @pytest.mark.parametrize('mode', [f'{kind} {count}' for kind, count in WHOLE[1:]])
 def test_images_are_mixed_with_the_same_others_on_any_devices_and_never_with_padding(mode):
-  losses = results('plain')['pairs']
+  losses = results('edges')['pairs']
   assert difference(losses[mode], losses['held 1']) < 1e-9
 
 
 @pytest.mark.parametrize('part', ['loss', 'gradient', 'statistics'])
 def test_padding_changes_neither_loss_nor_gradient_nor_statistics(part):
-  alone, padded = (np.asarray(found[part]) for found in results('plain')['padding'])
+  alone, padded = (np.asarray(found[part]) for found in results('edges')['padding'])
   assert np.abs(alone).max() > 0
   np.testing.assert_allclose(padded, alone, rtol=1e-9, atol=1e-12 * np.abs(alone).max())
 
