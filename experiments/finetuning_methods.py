@@ -2,14 +2,15 @@
 
 python -m transferlab.main --config=experiments/finetuning_methods.py
 
-Clean to noisy digits, MNIST to USPS, and ImageNet (MobileNet v1 0.25) to photos of ants and bees, from few examples of
-each class. Every method has the same number of steps and chooses among three learning rates on the same validation
-data; all are also measured on test inputs that are worse than those they learnt from ('shifted'). The CPU profile takes
-a subset of MNIST, photos of 128 pixels and three seeds; ':full' all of MNIST, 224 pixels and five.
+Clean to noisy digits and MNIST to USPS from 5 and 20 examples of each class, and ImageNet (MobileNet v1 0.25) to 20
+photos of ants and 20 of bees. Every method has the same number of steps and chooses among three learning rates on the
+same validation data; all are also measured on test inputs that are worse than those they learnt from ('shifted'). The
+CPU profile takes a subset of MNIST, photos of 128 pixels and three seeds; ':full' all of MNIST, 224 pixels, five seeds,
+and from 5 and 60 photos as well.
 
 Data: tfds:mnist; usps_all of S. Roweis's page as data/usps.npz (image [11000, 16, 16, 1], label); hymenoptera_data.zip
 of PyTorch's transfer-learning tutorial, unpacked in data/. Weights, in weights/: mobilenet_2_5_224_tf.h5 of
-keras.applications. Other places: --config.axes.pair.photos.source.weights=FILE.
+keras.applications. Other places: --config.axes.task.photos_20.source.weights=FILE.
 """
 
 from typing import Any
@@ -80,39 +81,41 @@ def get_config(arg: str = ''):
     name='folder:data/hymenoptera_data', resize=dict(size=224 if whole else 128), validation=10, batch_size=16
   )
   resnet = dict(name='resnet', depth=8)
+  pairs = {
+    'digits': {
+      'network': resnet,
+      'source': dict(data=dict(digits, half=0), phases=source),
+      'target': dict(data=dict(digits, half=1, noise=0.4)),
+      'evaluation.sets': dict(shifted=dict(digits, half=1, noise=0.4, rotation=20, contrast=0.6)),
+    },
+    'usps': {
+      'network': resnet,
+      'source': dict(
+        data=dict(name='tfds:mnist', resize=dict(size=16), fraction=1.0 if whole else 0.1, batch_size=64),
+        phases=source,
+      ),
+      'target': dict(data=usps),
+      'evaluation.sets': dict(shifted=dict(usps, noise=0.3, rotation=20)),
+    },
+    'photos': {
+      'network': dict(name='mobilenet', width=0.25),
+      'source': dict(weights='weights/mobilenet_2_5_224_tf.h5'),
+      'target': dict(data=photos),
+      'evaluation.sets': dict(shifted=dict(photos, noise=0.1, contrast=0.5)),
+    },
+  }
+  shots = {'digits': [5, 20], 'usps': [5, 20], 'photos': [5, 20, 60] if whole else [20]}
+  if smoke:
+    shots = {'digits': [5]}
 
   config = ml_collections.ConfigDict(convert_dict=False)  # axes have dotted keys
   config.base = dict(transplant=[('head', 'init'), ('.*', 'copy')], evaluation=dict(every=25))
   config.axes = dict(
-    pair={
-      'digits': {
-        'network': resnet,
-        'source': dict(data=dict(digits, half=0), phases=source),
-        'target': dict(data=dict(digits, half=1, noise=0.4)),
-        'evaluation.sets': dict(shifted=dict(digits, half=1, noise=0.4, rotation=20, contrast=0.6)),
-      },
-      'usps': {
-        'network': resnet,
-        'source': dict(
-          data=dict(name='tfds:mnist', resize=dict(size=16), fraction=1.0 if whole else 0.1, batch_size=64),
-          phases=source,
-        ),
-        'target': dict(data=usps),
-        'evaluation.sets': dict(shifted=dict(usps, noise=0.3, rotation=20)),
-      },
-      'photos': {
-        'network': dict(name='mobilenet', width=0.25),
-        'source': dict(weights='weights/mobilenet_2_5_224_tf.h5'),
-        'target': dict(data=photos),
-        'evaluation.sets': dict(shifted=dict(photos, noise=0.1, contrast=0.5)),
-      },
-    },
-    shots={str(count): {'target.data.shots': count} for count in ([5] if smoke else [5, 20])},
+    task={f'{pair}_{k}': {**pairs[pair], 'target.data.shots': k} for pair, counts in shots.items() for k in counts},
     method=methods(8 if smoke else 100, [1e-4, 3e-4, 1e-3]),
     seed=[0] if smoke else [0, 1, 2, 3, 4] if whole else [0, 1, 2],
   )
   if smoke:
-    config.axes['pair'] = {'digits': config.axes['pair']['digits']}
     config.axes['method'] = {name: config.axes['method'][name] for name in ('full', 'gradual unfreezing', 'mixout')}
-  config.table = dict(baseline='full', also=['shifted'], along='shots')
+  config.table = dict(baseline='full', also=['shifted'])
   return config
