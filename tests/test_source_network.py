@@ -168,15 +168,16 @@ def test_fisher_information_of_some_examples_is_of_those_and_of_the_runs_seed(pl
 
 @pytest.mark.parametrize('own', [DELTA, SHRINK, EWC, KEEP, None], ids=lambda own: own['term'] if own else 'mixout')
 def test_the_source_stays_as_it_is_outside_of_state_and_checkpoint(own, place):
-  run = settings(*([own] if own else []), phase=None if own else {'transform': [MIXOUT]})
+  never = {'feature_cache': {'use': 'never'}}
+  run = settings(*([own] if own else []), phase=None if own else {'transform': [MIXOUT]}, **never)
   prepared, weights = prepare(run), source_weights(run, place)
   before = jax.tree.map(np.array, weights.variables)
   member = start(prepared, weights)
   (fitted,) = Loop([member], Held([member.arrays], [member.order], None, 6), Cadence(6, 6, 6)).run()
   jax.tree.map(np.testing.assert_array_equal, weights.variables, before)
-  assert (member.source is not None) == (own in (DELTA, KEEP))
-  if member.source is not None:
-    jax.tree.map(np.testing.assert_array_equal, member.source['variables'], before)
+  assert bool(member.asked) == (own in (DELTA, KEEP))
+  for asked in member.asked.values():
+    jax.tree.map(np.testing.assert_array_equal, asked['variables'], before)
   owned = {path for path in paths.flatten(fitted.tree['params']) if path.startswith('terms/')}
   assert bool(owned) == (own is KEEP)
   moments = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fitted.tree['optimizer'])}
@@ -286,7 +287,8 @@ def test_a_dry_run_counts_the_sources_forward_pass():
   """16 examples through 64 × 12 weights are 24,576 operations, and little else is added: no backward pass."""
 
   def operations(*objective):
-    (line,) = [line for line in commands.dry_run(settings(*objective)) if '12 steps of sgd' in line]
+    run = settings(*objective, feature_cache={'use': 'never'})  # else it is asked before, and once
+    (line,) = [line for line in commands.dry_run(run) if '12 steps of sgd' in line]
     return float(line.split(' MFLOP')[0].split()[-1]) * 1e6
 
   assert 24_000 < operations({**DELTA, 'beta': 0.0}) - operations() < 35_000
@@ -299,12 +301,25 @@ def test_old_runs_keep_their_identity():
   assert asked['evaluation']['forgotten'] is True and asked['phases'][0]['transform']
 
 
-def test_frozen_stages_run_anew_where_a_term_asks_the_source(place):
-  """The outputs of frozen stages are no inputs for another network."""
+def test_frozen_stages_run_anew_where_the_source_is_asked_in_every_step(place):
+  """The outputs of frozen stages are no inputs for another network, but its answers may be kept as well."""
   phase = {'train': 'head', 'steps': 12}
-  assert prepare(settings(phase=phase)).stretches[0].prefix is not None
-  assert prepare(settings(KEEP, phase=phase)).stretches[0].prefix is None
-  assert prepare(settings(SHRINK, EWC, phase=phase)).stretches[0].prefix is not None
+  kept = lambda *objective, **more: [
+    type(own).__name__ for own in prepare(settings(*objective, phase=phase, **more)).stretches[0].kept
+  ]
+  assert kept() == kept(SHRINK, EWC) == ['Prefix']
+  assert kept(KEEP) == ['Recording', 'Prefix']
+  assert kept(KEEP, target={'data': {**DATA, 'augment': {'shift': 1}}}) == []
+
+
+def test_answers_of_the_source_that_are_kept_train_the_same(tmp_path):
+  found = {}
+  for use in ('auto', 'never'):
+    run = settings(DELTA, KEEP, phase={'train': 'head'}, feature_cache={'use': use})
+    found[use] = experiment.run(run, tmp_path / use)
+  assert "asks the source's network once" in found['auto']['frozen_stages'][0] and not found['never']['frozen_stages']
+  for one, other in zip(found['auto']['curve'], found['never']['curve'], strict=True):
+    assert one['train']['loss'] == pytest.approx(other['train']['loss'], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ stop and go
@@ -339,9 +354,9 @@ def test_a_population_trains_as_each_run_does_alone(place):
   prepared, weights = [prepare(run) for run in runs], [source_weights(run, place) for run in runs]
   assert study._structure(prepared[0]) == study._structure(prepared[1])
   quiet = (place, Screen(quiet=True), lambda: False)
-  together = study.train(prepared, weights, *quiet)
+  together = study.train(prepared, weights, [{}, {}], *quiet)
   for one, own, found in zip(prepared, weights, together):
-    (alone,) = study.train([one], [own], *quiet)
+    (alone,) = study.train([one], [own], [{}], *quiet)
     assert jax.tree.structure(found.last) == jax.tree.structure(alone.last)
     for mine, theirs in zip(jax.tree.leaves(found.last), jax.tree.leaves(alone.last)):
       np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-5)
@@ -369,12 +384,14 @@ def measure():
   jax.config.update('jax_enable_x64', True)
   from transferlab.training import feed, parallel
   from transferlab.training.partition import split
-  from transferlab.training.step import begin, with_terms
+  from transferlab.training.step import begin
+  from transferlab.training.terms import with_terms
 
   found = {}
   with tempfile.TemporaryDirectory() as folder:
-    run = settings(DELTA, EWC, KEEP, SHRINK, phase={'transform': [MIXOUT]}, target={'data': {**DATA, 'batch_size': 9}})
-    pmapped = settings(DELTA, EWC, KEEP, phase={'transform': [MIXOUT]}, target={'data': {**DATA, 'batch_size': 9}})
+    more = {'target': {'data': {**DATA, 'batch_size': 9}}, 'feature_cache': {'use': 'never'}}
+    run = settings(DELTA, EWC, KEEP, SHRINK, phase={'transform': [MIXOUT]}, **more)
+    pmapped = settings(DELTA, EWC, KEEP, phase={'transform': [MIXOUT]}, **more)
     weights = source_weights(run, Path(folder))
     for kind, count in (('held', 1), ('held', 2), ('mapped', 1), ('mapped', 2)):
       prepared = prepare(run if kind == 'held' else pmapped)
@@ -384,10 +401,8 @@ def measure():
       held = feed.Held([member.arrays], [order], parallel.make_mesh(chosen), 3)
       way = held if kind == 'held' else feed.Mapped(member.arrays, order, chosen)
       stretch = member.stretches[0]
-      source = (stretch.method.source, member.source['variables'])
-      full = with_terms(
-        stretch.method.network, [stretch.method.objective], member.variables, stretch.example, 0, source
-      )
+      method, given = stretch.method, {name: own['variables'] for name, own in member.asked.items()}
+      full = with_terms(method.network, [method.objective], member.variables, stretch.example, 0, method.asked, given)
       state = begin(stretch.method, full['params'], full['stats'], full['term_stats'], 0)
       frozen = split(full['params'], stretch.method.trainable)[1]
       constants = {**stretch.constants(member, 0), 'frozen': frozen}

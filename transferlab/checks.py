@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferlab import paths
@@ -39,6 +39,19 @@ def choices(run: Run, loaded: Loaded) -> None:
     raise UserError('interpolate chooses among several shares on validation data: set config.target.data.validation')
   if any(phase.early_stop for phase in run.phases):
     raise UserError('early_stop needs validation data: set config.target.data.validation')
+
+
+def labels(run: Run, stretches: Sequence[Any]) -> None:
+  """That nothing looks at labels which the data say are not to be looked at."""
+  if run.target.data.labelled:
+    return
+  for stretch in stretches:
+    for name, term in stretch.method.objective.terms.items():
+      if 'labels' in term.needs:
+        raise UserError(
+          f'config.objective: term {name!r} looks at labels, and data.labelled=False says that there are none; '
+          "nearest: dict(term='kd')"
+        )
 
 
 def baseline(run: Run, loaded: Loaded) -> None:

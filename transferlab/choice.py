@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transferlab import config, experiment, folder
 from transferlab.cells import Candidate, Cell, candidates
@@ -21,6 +21,16 @@ from transferlab.settings import Run
 
 Stop = Callable[[], bool]
 WeightsOf = Callable[[Prepared], Weights | None]
+
+
+class Origins(Protocol):
+  """Where the cells of an experiment find the weights of others."""
+
+  def of(self, run: Prepared) -> Weights | None:
+    """Those that a run starts from."""
+
+  def teachers(self, run: Prepared) -> Mapping[str, Weights]:
+    """Those of its teachers, by name."""
 
 
 def choose_run(
@@ -108,9 +118,11 @@ def _soup_run(
     saver = experiment.RunFolder(prepared, place / 'soup')
     saver.save(progress, variables)
     saver.close()
-    measured = results.final(prepared, fitted, place / 'soup' / 'predictions')
+    fetch = (prepared, place / 'sources', screen, lambda: False)
+    taught = experiment.teacher_weights(*fetch)
+    measured = results.final(prepared, fitted, place / 'soup' / 'predictions', taught=taught)
     if prepared.run.evaluation.forgotten:
-      source = experiment.source_weights(prepared, place / 'sources', screen, lambda: False)
+      source = experiment.source_weights(*fetch)
       measured |= results.forgotten(prepared, fitted, source)
     record = experiment.record(prepared, measured, fitted, seconds=time.monotonic() - begun)
     folder.write_json(place / 'soup' / 'results.json', {**record, 'soup': said, 'tested': True})
@@ -135,12 +147,8 @@ def baseline_score(prepared: Prepared, weights_of: WeightsOf) -> float:
   return prepared.score(results.measure_baseline(prepared, variables)['validation'])
 
 
-def record(cell: Cell, weights_of: WeightsOf) -> dict[str, Any]:
-  """What is kept of a cell: its chosen candidate, the only one whose test split is touched; or why it failed.
-
-  Args:
-    weights_of: the weights that a run starts from.
-  """
+def record(cell: Cell, origins: Origins) -> dict[str, Any]:
+  """What is kept of a cell: its chosen candidate, the only one whose test split is touched; or why it failed."""
   seconds = round(sum(c.seconds / c.cells for c in cell.candidates), 3)
   failed = {'cell': cell.where, 'seconds': seconds, 'status': 'failed'}
   good = [candidate for candidate in cell.candidates if candidate.score is not None]
@@ -156,7 +164,7 @@ def record(cell: Cell, weights_of: WeightsOf) -> dict[str, Any]:
     except UserError as error:
       return {**failed, 'reason': str(error)}
   assert best.prepared is not None
-  measured = _measure(best, weights_of)
+  measured = _measure(best, origins)
   return {
     **experiment.record(best.prepared, measured, best.fitted, seconds=seconds),
     **soup,
@@ -183,17 +191,17 @@ def _souped(
   return dataclasses.replace(best, fitted=fitted), {'soup': said}
 
 
-def _measure(candidate: Candidate, weights_of: WeightsOf) -> dict[str, Any]:
+def _measure(candidate: Candidate, origins: Origins) -> dict[str, Any]:
   from transferlab import combining, results
 
   prepared = candidate.prepared
   assert prepared is not None
   if prepared.run.baseline is not None:
-    return results.final_baseline(prepared, experiment.probed_variables(prepared, lambda: weights_of(prepared)))
-  weights = weights_of(prepared) if prepared.run.evaluation.forgotten else None
+    return results.final_baseline(prepared, experiment.probed_variables(prepared, lambda: origins.of(prepared)))
+  weights = origins.of(prepared) if prepared.run.evaluation.forgotten else None
   fitted = candidate.fitted
   return {
-    **results.final(prepared, fitted),
+    **results.final(prepared, fitted, taught=origins.teachers(prepared)),
     **combining.curve(prepared, fitted),
     **results.forgotten(prepared, fitted, weights),
   }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transferlab import config, experiment, folder, paths
+from transferlab import config, experiment, folder, paths, teachers
 from transferlab.cells import Study, candidates, expand
 from transferlab.errors import UserError, unknown
 from transferlab.preparation import Prepared, prepare
@@ -220,6 +220,8 @@ def _dry_run(settings: Run) -> list[str]:
     return [*lines, f'baseline {settings.baseline.name}']
   if prepared.source is not None:
     lines += ['source', *(f'  {line}' for line in _data_lines(prepared.source)), *_phase_lines(prepared.source)]
+  if prepared.teachers:
+    lines += ['teachers', *(f'  {line}' for line in teachers.lines(prepared))]
   lines += ['parameters', *(f'  {line}' for line in experiment.parameter_table(prepared))]
   if prepared.plan is not None:
     lines += ['transplant', *(f'  {line}' for line in [*prepared.plan.lines(), *prepared.notes])]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transferlab import config, folder, paths
+from transferlab import config, folder, paths, teachers
 from transferlab.errors import Interrupted, UserError
 from transferlab.preparation import FORMAT, Prepared, prepare, start
 from transferlab.pretrained import Weights
@@ -80,9 +80,10 @@ def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: 
   if prepared.run.baseline is not None:
     return _fit_baseline(prepared, workdir, screen, stop, test)
   weights = source_weights(prepared, workdir.parent / 'sources', screen, stop)
+  taught = teacher_weights(prepared, workdir.parent / 'sources', screen, stop)
   if stop():
     raise Interrupted('interrupted before training')
-  member = start(prepared, weights)
+  member = start(prepared, weights, taught)
   describe(prepared, workdir)
   for line in prepared.caching:
     screen.say(line)
@@ -103,18 +104,20 @@ def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: 
     fitted = loop.run()[0]
   finally:
     saver.close()
-  measured = _measured(prepared, fitted, weights, workdir, test)
+  measured = _measured(prepared, fitted, weights, taught, workdir, test)
   for warning in fitted.warnings:
     screen.say(f'note: {warning}')
   return record(prepared, measured, fitted, seconds=time.monotonic() - begun)
 
 
-def _measured(prepared: Prepared, fitted: Any, weights: Weights | None, workdir: Path, test: bool) -> dict[str, Any]:
+def _measured(
+  prepared: Prepared, fitted: Any, weights: Weights | None, taught: Mapping[str, Weights], workdir: Path, test: bool
+) -> dict[str, Any]:
   """What is measured at the end of a run; draws what there is to draw."""
   from transferlab import combining, plots, results
 
   measured = {
-    **results.final(prepared, fitted, workdir / 'predictions', test),
+    **results.final(prepared, fitted, workdir / 'predictions', test, taught),
     **combining.curve(prepared, fitted, test),
     **results.forgotten(prepared, fitted, weights, test),
   }
@@ -178,15 +181,28 @@ def source_weights(prepared: Prepared, sources: Path, screen: Screen, stop: Stop
   """The source's weights: read, or pretrained in `sources/HASH`, where runs that share a source find them again."""
   if prepared.weights is not None or prepared.source is None:
     return prepared.weights
-  place = source_folder(prepared.source, sources)
+  assert prepared.run.source is not None
+  return _pretrained(prepared.source, prepared.run.source.which, 'the source', sources, screen, stop)
+
+
+def teacher_weights(prepared: Prepared, sources: Path, screen: Screen, stop: Stop) -> dict[str, Weights]:
+  """The weights of its teachers by name: read, or pretrained in `sources/HASH` as a source is."""
+  return teachers.weights(
+    prepared, lambda teacher, which: _pretrained(teacher, which, 'a teacher', sources, screen, stop)
+  )
+
+
+def _pretrained(source: Prepared, which: str, what: str, sources: Path, screen: Screen, stop: Stop) -> Weights:
+  """The weights of a run that stands in `sources`, and is trained where it does not."""
+  place = source_folder(source, sources)
   if not (place / 'results.json').exists():
-    screen.say(f'pretraining the source in {place}')
-  run(prepared.source.run, place, screen=screen, stop=stop)
-  return finished_weights(place, prepared.run.source.which if prepared.run.source else 'selected')
+    screen.say(f'pretraining {what} in {place}')
+  run(source.run, place, screen=screen, stop=stop)
+  return finished_weights(place, which)
 
 
 def source_folder(source: Prepared, sources: Path) -> Path:
-  """Where a source's run stands: the hash of what determines it."""
+  """Where the run of a source or teacher stands: the hash of what determines it."""
   return sources / config.digest(source.identity)
 
 
@@ -257,7 +273,7 @@ def _room(settings: Run, members: Sequence[Any]) -> int:
 def cached_feed(
   prepared: Sequence[Prepared], members: Sequence[Any], place: Path, say: Callable[[str], None]
 ) -> Callable[[int, list[Any]], Any]:
-  """How the loop feeds a phase whose frozen stages run once: `make(index of the phase, variables of each member)`.
+  """How the loop feeds a phase for which outputs are kept: `make(index of the phase, variables of each member)`.
 
   Args:
     place: the folder for outputs that stay on disk, where the config names none.
@@ -266,7 +282,8 @@ def cached_feed(
   from transferlab.training import feature_store, feed, parallel
 
   settings = prepared[0].run
-  mesh = parallel.make_mesh(parallel.devices(settings.parallel))
+  chosen = parallel.devices(settings.parallel)
+  mesh = parallel.make_mesh(chosen)
   limit = settings.feature_cache.disk * 2**30
   files = Path(settings.feature_cache.folder or place / 'features').expanduser()
 
@@ -275,10 +292,14 @@ def cached_feed(
     for member, own in zip(members, variables):
       stretch = member.stretches[index]
       arrays.append(feature_store.arrays(stretch, own, member, mesh, files, say, limit))
-      orders.append(dataclasses.replace(member.order, views=stretch.prefix.views))
-    if members[0].stretches[index].prefix.where == 'device':
-      return feed.Held(arrays, orders, mesh, _room(settings, members))
-    return feed.Streamed(arrays[0], orders[0], mesh, 0, _room(settings, members))
+      orders.append(dataclasses.replace(member.order, views=stretch.kept[0].views))
+    stretch, data, room = members[0].stretches[index], settings.target.data, _room(settings, members)
+    if settings.parallel.compile == 'pmap':
+      return feed.Mapped(arrays[0], orders[0], chosen)
+    streamed = data.hold == 'stream' and stretch.prefix is None
+    if not streamed and all(kept.where == 'device' for kept in stretch.kept):
+      return feed.Held(arrays, orders, mesh, room)
+    return feed.Streamed(arrays[0], orders[0], mesh, data.workers if streamed else 0, room)
 
   return make
 

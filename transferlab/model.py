@@ -120,7 +120,14 @@ def _without_source(run: Run) -> Run:
   untrained: dict[str, Any] = {'objective': None, 'transform': [], 'learning_rate': 1e-3, 'weight_decay': 0.0}
   phases = [phase.model_copy(update=untrained) for phase in run.phases]
   evaluation = run.evaluation.model_copy(update={'forgotten': False})
-  without = {'source': None, 'transplant': None, 'objective': None, 'phases': phases, 'evaluation': evaluation}
+  without: dict[str, Any] = {
+    'source': None,
+    'teachers': {},
+    'transplant': None,
+    'objective': None,
+    'phases': phases,
+    'evaluation': evaluation,
+  }
   return run.model_copy(update=without)
 
 

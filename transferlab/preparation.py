@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab import checks, config, paths, pretrained, source_network, transplant
+from transferlab import checks, config, paths, pretrained, source_network, teachers, transplant
 from transferlab.data import encoding, preprocessing
 from transferlab.data.loader import Order
 from transferlab.data.settings import FILES
@@ -19,8 +19,10 @@ from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
 from transferlab.evaluation import metrics
 from transferlab.evaluation.settings import Evaluation
+from transferlab.objectives import SOURCE
 from transferlab.pretrained import Weights
-from transferlab.settings import Run, Target
+from transferlab.settings import Run, Source, Target, Teacher
+from transferlab.source_network import OtherNetwork
 from transferlab.training.phases import length
 
 FORMAT = 1
@@ -37,7 +39,7 @@ class Prepared:
     weights: the source's, where they exist already.
     notes: sentences for the report.
     caching: a sentence for each phase that has frozen stages: computed once, or why not.
-    origin: the source's network, where a term asks it.
+    asked: the networks that terms ask, by name: the source's, and all teachers.
   """
 
   run: Run
@@ -50,12 +52,23 @@ class Prepared:
   weights: Weights | None = None
   notes: tuple[str, ...] = ()
   caching: tuple[str, ...] = ()
-  origin: source_network.SourceNetwork | None = None
+  asked: Mapping[str, OtherNetwork] = dataclasses.field(default_factory=dict)
 
   @property
   def seed(self) -> int:
     """The run's seed."""
     return self.run.seed
+
+  @property
+  def teachers(self) -> dict[str, OtherNetwork]:
+    """Those of the config, by name."""
+    return {name: self.asked[name] for name in self.run.teachers if name in self.asked}
+
+  @property
+  def pretrained(self) -> list['Prepared']:
+    """The runs that have to be over before this one: those of its source and of its teachers."""
+    own = [self.source, *(teacher.source for teacher in self.teachers.values())]
+    return [run for run in own if run is not None]
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
@@ -67,10 +80,15 @@ class Prepared:
       data |= {f'source: {name}': digest for name, digest in self.source.identity['data'].items()}
     if self.weights is not None:
       data |= {'source weights': self._digest_weights(self.weights)}
+    for name, teacher in self.teachers.items():
+      data |= {f'teacher {name}: {part}': digest for part, digest in teachers.contents(teacher).items()}
     named = {_basename(name): digest for name, digest in data.items()}
     values = _without_folders(config.identity(self.run))
     if self.weights is not None and self.weights.contents is not None:
       values['source'] = 'a file: its digest says which'
+    for name, teacher in self.teachers.items():
+      if teacher.weights is not None and teacher.weights.contents is not None:
+        values['teachers'][name] |= {'weights': 'a file: its digest says which', 'part': None, 'names': []}
     return {'format': FORMAT, 'config': values, 'data': named}
 
   def _digest_weights(self, weights: Weights) -> str:
@@ -128,16 +146,16 @@ def _without_folders(values: Any) -> Any:
   return f'{kind}:{_basename(path)}' if colon and kind in FILES and kind != 'tfds' else values
 
 
-def source_run(run: Run) -> Run:
-  """The run that pretrains a run's source."""
-  assert run.source is not None and run.source.data is not None
-  seed = run.seed if run.source.seed is None else run.source.seed
+def source_run(run: Run, spec: Source) -> Run:
+  """The run that pretrains a run's source, or one of its teachers."""
+  assert spec.data is not None
   return Run(
-    seed=seed,
-    network=run.source.network or run.network,
-    target=Target(data=run.source.data),
-    phases=run.source.phases,
-    objective=run.source.objective,
+    seed=run.seed if spec.seed is None else spec.seed,
+    network=spec.network or run.network,
+    teachers=spec.teachers if isinstance(spec, Teacher) else {},
+    target=Target(data=spec.data),
+    phases=spec.phases,
+    objective=spec.objective,
     evaluation=Evaluation(every=run.evaluation.every),
     parallel=run.parallel,
     feature_cache=run.feature_cache,
@@ -162,20 +180,15 @@ def prepare(run: Run) -> Prepared:
     if run.baseline.stage is None:
       checks.sets(run, loaded, record)
       return Prepared(run, loaded, record)
-  source = (
-    _prepared_source(source_run(run).model_dump_json())
-    if run.source is not None and run.source.data is not None
-    else None
-  )
-  weights = pretrained.read(run.source) if run.source is not None and run.source.weights is not None else None
+  source, weights = _origin(run, run.source, 'config.source') if run.source is not None else (None, None)
   notes: list[str] = []
   if weights is not None:
     run, notes = pretrained.completed(run, weights)
   record, said = _taken_over(run, record, source, weights)
   notes += said
-  origin = functools.partial(source_network.of, run, source, weights, loaded.preprocessing, _categories)
-  asked = origin if run.source is not None else None
-  network, stretches, caching = _network_and_phases(run, loaded, record, asked)
+  network = _network(run, loaded, record)
+  others = _others(run, loaded, network, source, weights)
+  stretches, caching = _phases(run, loaded, record, network, others)
   if run.baseline is not None:
     checks.probe(run, network, loaded, record)
   checks.sets(run, loaded, record)
@@ -183,9 +196,12 @@ def prepare(run: Run) -> Prepared:
     weights = pretrained.as_network(weights, run.source, network.shapes())
     notes = [*weights.notes, *notes]
   plan = _plan(run, network, record, source, weights, notes)
-  theirs = asked(network) if asked and any(stretch.method.source for stretch in stretches) else None
-  made = Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes), tuple(caching), theirs)
+  names = dict.fromkeys(one.name for stretch in stretches for one in stretch.method.asked)
+  asked = {name: others[name]() for name in names}
+  made = Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes), tuple(caching), asked)
   source_network.check(made)
+  teachers.check(made)
+  checks.labels(run, stretches)
   return made
 
 
@@ -249,33 +265,83 @@ def _prepared_source(run: str) -> Prepared:
   return prepare(Run.model_validate_json(run))
 
 
-def _network_and_phases(
-  run: Run,
-  loaded: Loaded,
-  record: Mapping[str, Any],
-  asked: Callable[[Any], source_network.SourceNetwork] | None,
-) -> tuple[Any, list[Any], list[str]]:
-  """The network, the phases, and what is said of frozen stages; `asked(network)` gives the source's network."""
+def _origin(run: Run, spec: Source, where: str) -> tuple[Prepared | None, Weights | None]:
+  """The run that pretrains a source or teacher, or the weights that exist."""
+  if spec.data is not None:
+    return _prepared_source(source_run(run, spec).model_dump_json()), None
+  return None, pretrained.read(spec, where)
+
+
+def _others(
+  run: Run, loaded: Loaded, network: Any, source: Prepared | None, weights: Weights | None
+) -> dict[str, Callable[[], OtherNetwork]]:
+  """The networks that terms may ask, by name, made where they do: the source's, and teachers."""
+  assert run.network is not None
+  made: dict[str, Callable[[], OtherNetwork]] = {}
+  own, usual = loaded.preprocessing, run.network
+  if run.source is not None:
+    of = functools.partial(source_network.of, run.source, usual, source, weights, own, _categories, network)
+    made[SOURCE] = functools.cache(of)
+  for name, spec in run.teachers.items():
+    place = f'config.teachers.{name}'
+
+    def teacher(spec: Teacher = spec, place: str = place) -> OtherNetwork:
+      like = (
+        network if spec.network is None else _network(run.model_copy(update={'network': spec.network}), loaded, own)
+      )
+      return source_network.of(spec, usual, *_origin(run, spec, place), own, _categories, like, where=place)
+
+    made[name] = functools.cache(teacher)
+  return made
+
+
+def _network(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
+  """The network of a run, with a head for its labels."""
   from transferlab.networks import network as networks
-  from transferlab.training import feature_cache, methods
 
   assert run.network is not None
-  info, data = loaded.info, run.target.data
-  outputs = {task: own.outputs for task, own in info.tasks.items()} or info.outputs
+  outputs = {task: own.outputs for task, own in loaded.info.tasks.items()} or loaded.info.outputs
   options = {**(run.network.model_extra or {}), **_categories(run.network.name, record)}
   network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs)
   checks.size(run.network.name, network)
-  lengths = [length(phase, len(loaded.splits['train']), data.batch_size, data.last_batch) for phase in run.phases]
-  example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
-  source = None if asked is None else lambda: asked(network).network
-  stretches = methods.stretches(network, run.phases, lengths, run.objective, info, data.augment, example, source=source)
+  return network
+
+
+def _phases(
+  run: Run, loaded: Loaded, record: Mapping[str, Any], network: Any, others: Mapping[str, Callable[[], OtherNetwork]]
+) -> tuple[list[Any], list[str]]:
+  """The phases, and what is said of frozen stages."""
+  from transferlab.training import feature_plan, methods
+  from transferlab.training.step import Asked
+
+  info, data = loaded.info, run.target.data
   rows, compile_ = len(loaded.splits['train']), run.parallel.compile
-  stretches, said = feature_cache.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
+  lengths = [length(phase, rows, data.batch_size, data.last_batch) for phase in run.phases]
+  example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
+
+  def asked(name: str) -> Asked:
+    other = others[name]()
+    return Asked(name, other.network, other.spec.dtype if isinstance(other.spec, Teacher) else 'float32')
+
+  given = {name: functools.partial(asked, name) for name in others}
+  stretches = methods.stretches(
+    network,
+    run.phases,
+    lengths,
+    run.objective,
+    info,
+    data.augment,
+    example,
+    others=given,
+    examples=rows,
+    labelled=data.labelled,
+  )
+  stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
   if run.source is None and any(methods.needs_start(stretch.method) for stretch in stretches):
     raise UserError(
       'config.objective: a term or transform pulls towards the source (l2_sp, mixout), but config.source is missing'
     )
-  return network, stretches, said
+  return stretches, said
 
 
 def _categories(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,11 +362,12 @@ def _row_names(record: Mapping[str, Any], shapes: Mapping[str, Any]) -> transpla
   return transplant.row_names(columns, encoding.codes(record.get('encoding', [])), shapes['params']) if columns else {}
 
 
-def start(prepared: Prepared, weights: Weights | None) -> Any:
+def start(prepared: Prepared, weights: Weights | None, taught: Mapping[str, Weights] = {}) -> Any:
   """The run as the loop takes it: initialised, transplanted, with its data.
 
   Args:
     weights: the source's; None from scratch.
+    taught: its teachers', by name.
   """
   import jax
   import jax.numpy as jnp
@@ -309,16 +376,20 @@ def start(prepared: Prepared, weights: Weights | None) -> Any:
   from transferlab.training.step import NETWORK
 
   variables = initial(prepared.network, jax.random.fold_in(jax.random.key(prepared.seed), NETWORK))
-  start_point = origin = fisher = None
+  start_point = fisher = None
+  asked = {name: source_network.constants(prepared.asked[name], own) for name, own in taught.items()}
   if weights is not None and prepared.plan is not None:
     variables = transplant.apply(prepared.plan, weights.variables, variables)
     start_point = transplant.start_point(prepared.plan, variables['params'])
-    origin = source_network.constants(prepared, weights)
+    if SOURCE in prepared.asked:
+      asked[SOURCE] = source_network.constants(prepared.asked[SOURCE], weights)
     fisher = source_network.fisher(prepared, weights, variables['params'])
   record: Mapping[str, Any] = {name: jnp.asarray(prepared.record[name], jnp.float32) for name in ('shift', 'scale')}
   arrays = prepared.loaded.arrays(prepared.loaded.splits['train'], prepared.record)
+  if not prepared.run.target.data.labelled:
+    arrays['label'] = jax.tree.map(jnp.zeros_like, arrays['label'])
   order = prepared.order()
-  return Member(prepared.stretches, variables, start_point, arrays, order, dict(record), prepared.seed, origin, fisher)
+  return Member(prepared.stretches, variables, start_point, arrays, order, dict(record), prepared.seed, asked, fisher)
 
 
 def initial(network: Any, key: Any) -> dict[str, Any]:

@@ -41,17 +41,20 @@ class Weights:
   notes: tuple[str, ...] = ()
 
 
-def read(source: Source) -> Weights:
+def read(source: Source, where: str = 'config.source') -> Weights:
   """The weights that a source names; those of a foreign file still lack what `as_network` gives them.
+
+  Args:
+    where: the source stands in the config.
 
   Raises:
     UserError: nothing there, or nothing readable.
   """
   assert source.weights is not None
   if is_foreign(source.weights):
-    return _foreign(source)
+    return _foreign(source, where)
   if source.part or source.names or source.match != 'names':
-    raise UserError(f'config.source: part, names and match are for files of others, and {source.weights} is a run')
+    raise UserError(f'{where}: part, names and match are for files of others, and {source.weights} is a run')
   from transferlab import checkpoints
 
   path = checkpoints.find(source.weights)
@@ -83,12 +86,12 @@ def _ours(place: Path) -> bool:
     return any((inside / checkpoints.METADATA).exists() for inside in (place, *place.glob('checkpoints/*')))
 
 
-def _foreign(source: Source) -> Weights:
+def _foreign(source: Source, where: str) -> Weights:
   from transferlab.weights import readers
 
   assert source.weights is not None
   if source.which != 'selected':
-    raise UserError(f"config.source.which is for runs; {source.weights} is a file, whose entries 'part' names")
+    raise UserError(f"{where}.which is for runs; {source.weights} is a file, whose entries 'part' names")
   contents = readers.read(source.weights, source.part)
   recognised = None if source.names else mapping.recognise(contents)
   if recognised is not None:
@@ -100,7 +103,7 @@ def _foreign(source: Source) -> Weights:
   what = f'{contents.file} ({contents.format}{f", {contents.part}" if contents.part else ""})'
   what += f': {recognised}' if recognised else ''
   also = ', '.join(f'{name} ({count} arrays)' for name, count in contents.others.items())
-  notes = [*contents.notes, *([f'the file also holds {also}: config.source.part takes another entry'] if also else [])]
+  notes = [*contents.notes, *([f'the file also holds {also}: {where}.part takes another entry'] if also else [])]
   return Weights({}, record, what, network, options, contents, recognised, tuple(notes))
 
 

@@ -97,7 +97,8 @@ def measure(
   from transferlab.training.loop import Loop
 
   prepared = prepare(trial(settings, steps, smallest, largest))
-  member = start(prepared, experiment.source_weights(prepared, place / 'sources', screen, stop))
+  fetch = (prepared, place / 'sources', screen, stop)
+  member = start(prepared, experiment.source_weights(*fetch), experiment.teacher_weights(*fetch))
   curve, stopped = Curve(largest), None
   screen.expect(steps)
   screen.doing('learning rates')

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from transferlab import folder, source_network
+from transferlab import folder, source_network, teachers
 from transferlab.data import preprocessing
 from transferlab.data.examples import Info, matched
 from transferlab.data.sources import load
@@ -110,22 +110,39 @@ def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, A
   return found
 
 
-def final(prepared: Prepared, fitted: Fitted, predictions: Path | None = None, test: bool = True) -> dict[str, Any]:
+def final(
+  prepared: Prepared,
+  fitted: Fitted,
+  predictions: Path | None = None,
+  test: bool = True,
+  taught: Mapping[str, Weights] = {},
+) -> dict[str, Any]:
   """The part of results.json that was measured: 'last' and 'selected', by split and metric.
 
   Args:
     predictions: folder for the predictions per example, of the selected weights (else the last); None: not written.
     test: False leaves out all but training and validation data.
+    taught: weights of the teachers, with whose answers the network's are compared. What is kept of a teacher, and its
+      own metrics by split, stand under 'teachers'.
   """
   found: dict[str, Any] = {'last': {}, 'selected': None}
   names, info = prepared.run.evaluation.metrics, prepared.loaded.info
   candidates = {'last': fitted.last, **({'selected': fitted.selected} if fitted.selected is not None else {})}
   everything = sets(prepared, test)
+  given = {name: teachers.answers(prepared, taught, x) for name, (x, _, _) in everything.items()} if taught else {}
+  if taught:
+    found['teachers'] = {
+      teacher: {
+        **kept,
+        **{name: measure(names, given[name][teacher], own[1], info) for name, own in everything.items()},
+      }
+      for teacher, kept in teachers.record(prepared).items()
+    }
   for which, variables in candidates.items():
     measured = {}
     for name, (x, label, ids) in everything.items():
       outputs = outputs_on(prepared, variables, x)
-      measured[name] = measure(names, outputs, label, info)
+      measured[name] = measure(names, outputs, label, info) | teachers.compared(outputs, given.get(name, {}), info.task)
       if predictions is not None and which == list(candidates)[-1]:
         write_predictions(predictions / f'{name}.csv', outputs, ids, info, label)
     found[which] = measured

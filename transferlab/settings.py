@@ -63,10 +63,27 @@ class Source(Schema):
       raise ValueError('a source has either data (and phases) or weights')
     if self.data is not None and not self.phases:
       raise ValueError('a source with data needs phases')
-    if self.weights is not None and (self.phases or self.objective or self.network):
-      raise ValueError('a source with weights has no phases, objective or network of its own')
+    if self.weights is not None and (self.phases or self.objective):
+      raise ValueError('what has weights has no phases and no objective')
+    if self.weights is not None and self.network and not isinstance(self, Teacher):
+      raise ValueError("a source with weights has no network of its own: they go into the target's")
     if self.weights is None and (self.part or self.names or self.match != 'names'):
       raise ValueError('part, names and match are for weights, and this source has none')
+    return self
+
+
+class Teacher(Source):
+  """A network to learn from: its outputs are what distillation terms look at."""
+
+  dtype: Literal['float32', 'bfloat16'] = pydantic.Field('float32', description='in which it is run')
+  teachers: dict[str, 'Teacher'] = pydantic.Field(
+    {}, description='those it has learnt from itself, where it is pretrained here: generations'
+  )
+
+  @pydantic.model_validator(mode='after')
+  def _taught(self) -> 'Teacher':
+    if self.weights is not None and self.teachers:
+      raise ValueError('a teacher with weights has no teachers of its own')
     return self
 
 
@@ -101,6 +118,9 @@ class Run(Schema):
   seed: Seed = pydantic.Field(0, description='draws shots, validation split, noise, initialisation, order, dropout')
   network: NetworkSpec | None = pydantic.Field(None, description='what is trained, or probed; None only for a baseline')
   source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
+  teachers: dict[str, Teacher] = pydantic.Field(
+    {}, description='networks to learn from, by name; terms such as kd ask them', json_schema_extra=LATER
+  )
   target: Target = pydantic.Field(description='what is to be learnt')
   transplant: TransplantRules | None = pydantic.Field(
     None,
@@ -146,4 +166,8 @@ class Run(Schema):
       raise ValueError('a soup is made of the candidates of choose, which have to be networks that train')
     if self.transplant is not None and self.source is None:
       raise ValueError('a transplant needs a source')
+    if self.teachers and self.baseline is not None:
+      raise ValueError('a baseline has no teachers')
+    if 'source' in self.teachers:
+      raise ValueError("teachers: 'source' is the name of config.source; give this one another")
     return self

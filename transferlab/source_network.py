@@ -1,6 +1,7 @@
-"""The source as a network: what it answers, what its weights matter to it, and what is left of it after training.
+"""Other networks, run on the target's inputs: the source as a network, and teachers (teachers.py).
 
-The transplant (transplant.py) moves values; here the source's own network is run. Reads no files but data.
+What the source answers, what its weights matter to it, and what is left of it after training. The transplant
+(transplant.py) moves values; here the source's own network is run. Reads no files but data.
 """
 
 import dataclasses
@@ -16,80 +17,95 @@ if TYPE_CHECKING:
   from transferlab.networks.network import Network
   from transferlab.objectives.importance import FisherChoice
   from transferlab.preparation import Prepared
-  from transferlab.settings import Run
+  from transferlab.settings import NetworkSpec, Source
   from transferlab.training.methods import Stretch
 
 ASKED = "config.objective: a term asks the source's network"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SourceNetwork:
-  """The source's network, ready to be run on the target's inputs.
+class OtherNetwork:
+  """A network beside the target's, ready to be run on the target's inputs.
 
   Attributes:
     record: the preprocessing that belongs to it, in the units of the target's inputs.
+    source: the run that pretrains it; None where its weights exist.
+    weights: those, as its own network has them.
+    spec: what the config says of it.
   """
 
   network: 'Network'
   record: dict[str, Any]
+  source: 'Prepared | None'
+  weights: Weights | None
+  spec: 'Source'
 
 
 def of(
-  run: 'Run',
+  spec: 'Source',
+  usual: 'NetworkSpec',
   source: 'Prepared | None',
   weights: Weights | None,
   own: Mapping[str, Any],
   categories: Callable[[str, Mapping[str, Any]], dict[str, Any]],
   target: 'Network',
-) -> SourceNetwork:
-  """The source's network on the target's inputs.
+  where: str = ASKED,
+) -> OtherNetwork:
+  """Another network on the target's inputs.
 
   Args:
+    usual: the target's network as the config has it, for weights that do not say of what network they are.
     source: the run that pretrains it, or None.
     weights: those there are where no run pretrains it.
     own: the target's own preprocessing, fitted on its training split.
     categories: `categories(network's name, preprocessing)`: the option by which it learns of embedded columns.
     target: the target's network, in whose terms a file of others is read.
+    where: how messages begin.
 
   Raises:
-    UserError: weights that are not those of a whole network, or inputs that are not the source's.
+    UserError: weights that are not those of a whole network, or inputs that are not the network's.
   """
   given = source.record if source is not None else weights.preprocessing if weights is not None else None
-  record = preprocessing.reuse(given, own)[0] if given is not None else dict(own)
+  try:
+    record = preprocessing.reuse(given, own)[0] if given is not None else dict(own)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
   if given is not None and list(given.get('columns', [])) != list(record.get('columns', [])):
-    raise UserError(f"{ASKED}, and the target's columns are not the source's")
+    raise UserError(f"{where}, and the target's columns are not its own")
   if source is not None:
     network = source.network
   else:
-    assert weights is not None and run.source is not None and run.network is not None
-    weights = pretrained.as_network(weights, run.source, target.shapes())
-    options = categories(weights.network or run.network.name, given or {})
-    network = _rebuilt(run, weights, tuple(record['input_shape']), options)
-  _check_inputs(network, record['input_shape'])
-  return SourceNetwork(network, record)
+    assert weights is not None
+    usual = spec.network or usual
+    weights = pretrained.as_network(weights, spec, target.shapes())
+    options = categories(weights.network or usual.name, given or {})
+    network = _rebuilt(usual, weights, tuple(record['input_shape']), options, where)
+  _check_inputs(network, record['input_shape'], where)
+  return OtherNetwork(network, record, source, weights, spec)
 
 
-def _rebuilt(run: 'Run', weights: Weights, shape: tuple[int, ...], categories: Mapping[str, Any]) -> 'Network':
-  """The network that weights are of: of the kind they name, else of the target's, with a head as large as theirs."""
+def _rebuilt(
+  usual: 'NetworkSpec', weights: Weights, shape: tuple[int, ...], categories: Mapping[str, Any], where: str
+) -> 'Network':
+  """The network that weights are of: of the kind they name, else the usual one, with a head as large as theirs."""
   from transferlab.networks import network as networks
 
-  assert run.network is not None
-  name, options = run.network.name, dict(run.network.model_extra or {})
+  name, options = usual.name, dict(usual.model_extra or {})
   if weights.network is not None:
     name, options = weights.network, dict(weights.options)
   last = paths.flatten(weights.variables['params'].get('head', {}))
   if not last:
-    raise UserError(f'{ASKED}, and the weights have no head')
+    raise UserError(f'{where}, and the weights have no head')
   network = networks.build(name, {**options, **categories}, shape, int(next(iter(last.values())).shape[-1]))
   for kind, tree in network.shapes().items():
     found = paths.flatten(weights.variables.get(kind, {}))
     for path, leaf in paths.flatten(tree).items():
       if path not in found or tuple(found[path].shape) != tuple(leaf.shape):
-        raise UserError(f'{ASKED}, and the weights are not those of a whole {name!r}: {path} {leaf.shape} is not there')
+        raise UserError(f'{where}, and the weights are not those of a whole {name!r}: {path} {leaf.shape} is not there')
   return network
 
 
-def _check_inputs(network: 'Network', shape: Sequence[int]) -> None:
+def _check_inputs(network: 'Network', shape: Sequence[int], where: str) -> None:
   """That the network runs on inputs of this shape."""
   import jax
   import jax.numpy as jnp
@@ -98,7 +114,7 @@ def _check_inputs(network: 'Network', shape: Sequence[int]) -> None:
     jax.eval_shape(network.apply, network.shapes(), jax.ShapeDtypeStruct((2, *shape), jnp.float32))
   except (TypeError, ValueError) as error:
     raise UserError(
-      f"{ASKED}, which cannot be run on the target's inputs {list(shape)}: {str(error).splitlines()[0]}"
+      f"{where}, which cannot be run on the target's inputs {list(shape)}: {str(error).splitlines()[0]}"
     ) from None
 
 
@@ -130,7 +146,7 @@ def check(prepared: 'Prepared') -> None:
         "config.objective: 'ewc' takes Fisher information from a source of one label, and this has several"
       )
   for stretch in prepared.stretches:
-    if stretch.method.source is not None:
+    if stretch.method.asked:
       _check_term(prepared, stretch)
 
 
@@ -151,6 +167,7 @@ def _check_term(prepared: 'Prepared', stretch: 'Stretch') -> None:
 
   from transferlab.training import report
   from transferlab.training.step import train_step
+  from transferlab.training.terms import fitting
 
   info = prepared.source.loaded.info if prepared.source is not None else None
   if 'source_head' in stretch.method.objective.needs and info is not None and (info.tasks or info.task == 'regression'):
@@ -159,21 +176,17 @@ def _check_term(prepared: 'Prepared', stretch: 'Stretch') -> None:
   arrays = {**arrays, 'x': np.asarray(arrays['x'])}
   record = {name: jnp.zeros(len(prepared.record[name])) for name in ('shift', 'scale')}
   shapes = report.shapes_of(stretch, prepared.network.shapes(), arrays, 2, record)
-  try:
+  with fitting(stretch.method):
     jax.eval_shape(lambda *given: train_step(stretch.method, *given), *shapes)
-  except (TypeError, ValueError) as error:
-    raise UserError(f"{ASKED}, which does not fit the target's: {str(error).splitlines()[0]}") from None
 
 
 # ------------------------------------------------------------------------------------------------- what training takes
-def constants(prepared: 'Prepared', weights: Weights) -> dict[str, Any] | None:
-  """Variables and preprocessing of the source's network, where a term asks it."""
+def constants(other: OtherNetwork, weights: Weights) -> dict[str, Any]:
+  """Variables and preprocessing of another network, as a step takes them."""
   import jax.numpy as jnp
 
-  if prepared.origin is None:
-    return None
-  record = {name: jnp.asarray(prepared.origin.record[name], jnp.float32) for name in ('shift', 'scale')}
-  return {'variables': _whole(prepared.origin.network, weights), 'preprocessing': record}
+  record = {name: jnp.asarray(other.record[name], jnp.float32) for name in ('shift', 'scale')}
+  return {'variables': _whole(other.network, weights), 'preprocessing': record}
 
 
 def _whole(network: 'Network', weights: Weights) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from transferlab import choice, config, experiment, folder
+from transferlab import choice, config, experiment, folder, teachers
 from transferlab.cells import Candidate, Cell, Study, expand
 from transferlab.config import LARGEST
 from transferlab.errors import Diverged, UserError
@@ -82,7 +82,7 @@ def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: S
   everything = list({id(c): c for cell in alive for c in cell.candidates}.values())
   trained = [c for c in everything if c.prepared is not None and c.prepared.network is not None]
   screen.expect(sum(_steps(c) for c in trained))
-  sources.pretrain([c.prepared.source for c in trained if c.prepared and c.prepared.source is not None])
+  sources.pretrain([source for c in trained if c.prepared for source in c.prepared.pretrained])
   names = {id(candidate): _name(cell) for cell in alive for candidate in cell.candidates}
   groups = list(_groups(everything, population))
   open_cells = dict.fromkeys(range(len(alive)))
@@ -91,13 +91,13 @@ def _run_cells(cells: Sequence[Cell], workdir: Path, population: bool, screen: S
       if all(c.score is not None or c.failure for c in alive[number].candidates):
         screen.doing(f'evaluating {_name(alive[number])}')
         screen.advance(0)
-        folder.write_json(_place(workdir, alive[number]), choice.record(alive[number], sources.of))
+        folder.write_json(_place(workdir, alive[number]), choice.record(alive[number], sources))
         del open_cells[number]
         for candidate in alive[number].candidates:
           candidate.fitted = candidate.fitted if candidate.cells > 1 else None  # weights take memory
   for cell in cells:
     if cell.failure is not None:
-      folder.write_json(_place(workdir, cell), choice.record(cell, sources.of))
+      folder.write_json(_place(workdir, cell), choice.record(cell, sources))
 
 
 def _side_by_side(work: Callable[[Any], None], items: Sequence[Any]) -> Iterator[None]:
@@ -134,7 +134,7 @@ def _groups(candidates: Sequence[Candidate], population: bool) -> Iterator[list[
 def _room(prepared: Prepared | None) -> int:
   """How many runs together keep the outputs of their frozen stages within what may stand on the device."""
   assert prepared is not None
-  size = max((s.prefix.size for s in prepared.stretches if s.prefix is not None), default=0)
+  size = max((sum(kept.size for kept in stretch.kept) for stretch in prepared.stretches), default=0)
   return max(1, int(prepared.run.feature_cache.device * 2**30 // size)) if size else LARGEST
 
 
@@ -143,13 +143,13 @@ def _structure(prepared: Prepared | None) -> Any:
   assert prepared is not None
   settings, data = prepared.run, prepared.run.target.data
   alone = any(p.early_stop for p in settings.phases) or data.hold == 'stream' or settings.parallel.compile == 'pmap'
-  alone = alone or any(s.prefix is not None and s.prefix.where != 'device' for s in prepared.stretches)
+  alone = alone or any(kept.where != 'device' for s in prepared.stretches for kept in s.kept)
   if alone or settings.baseline is not None:
     return None
   validation = prepared.loaded.splits.get('validation')
   return (
     tuple((s.method, s.steps, s.adapt, s.name, s.phase.keep_optimizer) for s in prepared.stretches),
-    tuple((s.prefix and s.prefix.views, tuple(s.phase.interpolate or ())) for s in prepared.stretches),
+    tuple((tuple(kept.views for kept in s.kept), tuple(s.phase.interpolate or ())) for s in prepared.stretches),
     tuple(prepared.plan.copied()) if prepared.plan and _looks_back(prepared) else prepared.plan is None,
     data.batch_size,
     data.last_batch,
@@ -180,9 +180,8 @@ def _train_group(group: Sequence[Candidate], name: str, sources: '_Sources', scr
         assert candidate.prepared is not None
         candidate.score = choice.baseline_score(candidate.prepared, sources.of)
     else:
-      for candidate, fitted in zip(
-        group, train(runs, [sources.of(run) for run in runs], sources.place.parent, screen, stop)
-      ):
+      weights, taught = [sources.of(run) for run in runs], [sources.teachers(run) for run in runs]
+      for candidate, fitted in zip(group, train(runs, weights, taught, sources.place.parent, screen, stop)):
         candidate.fitted = fitted
         candidate.failure = f'diverged at step {fitted.diverged}' if fitted.diverged else None
         candidate.score = None if fitted.diverged else choice.best_score(candidate)
@@ -198,13 +197,23 @@ def _train_group(group: Sequence[Candidate], name: str, sources: '_Sources', scr
 
 
 def train(
-  runs: Sequence[Prepared], weights: Sequence[Weights | None], place: Path, screen: Screen, stop: Stop
+  runs: Sequence[Prepared],
+  weights: Sequence[Weights | None],
+  taught: Sequence[Mapping[str, Weights]],
+  place: Path,
+  screen: Screen,
+  stop: Stop,
 ) -> list[Any]:
-  """Trains runs of equal structure together, in memory; `place` is for outputs of frozen stages that are too large."""
+  """Trains runs of equal structure together, in memory.
+
+  Args:
+    weights, taught: of each run's source, and of its teachers.
+    place: for outputs of frozen stages that are too large.
+  """
   from transferlab import results
   from transferlab.training.loop import Loop
 
-  members = [start(run, own) for run, own in zip(runs, weights)]
+  members = [start(*each) for each in zip(runs, weights, taught)]
   loop = Loop(
     members,
     experiment.feed_of(runs, members),
@@ -226,8 +235,10 @@ class _Sources:
     self.failures: dict[str, str] = {}
 
   def pretrain(self, sources: Sequence[Prepared]) -> None:
-    """Pretrains what is not there yet."""
+    """Pretrains what is not there yet, and first what that has learnt from itself."""
     unique = {config.digest(source.identity): source for source in sources}
+    if earlier := [before for source in unique.values() for before in source.pretrained]:
+      self.pretrain(earlier)
     missing = [
       Candidate(source.run, {}, source)
       for source in unique.values()
@@ -255,7 +266,7 @@ class _Sources:
       saver = experiment.RunFolder(prepared, place)
       saver.save(fitted.progress, fitted.tree)
       saver.close()
-      measured = results.final(prepared, fitted)
+      measured = results.final(prepared, fitted, taught=self.teachers(prepared))
       folder.write_json(place / 'environment.json', folder.environment())
       folder.write_json(
         place / 'results.json',
@@ -270,7 +281,14 @@ class _Sources:
     if run.weights is not None or run.source is None:
       return run.weights
     assert run.run.source is not None
-    place, which = experiment.source_folder(run.source, self.place), run.run.source.which
+    return self._finished(run.source, run.run.source.which)
+
+  def teachers(self, run: Prepared) -> dict[str, Weights]:
+    """Those of a run's teachers, by name. Raises `UserError` where their pretraining failed."""
+    return teachers.weights(run, self._finished)
+
+  def _finished(self, source: Prepared, which: str) -> Weights:
+    place = experiment.source_folder(source, self.place)
     key = place.name, which
     if key not in self.found:
       if not (place / 'results.json').exists():

@@ -112,7 +112,7 @@ def test_a_batch_holds_the_picked_rows_of_every_array():
   np.testing.assert_array_equal(batch['id'], rows + 100)
   np.testing.assert_array_equal(batch['label']['first'], rows)
   np.testing.assert_array_equal(batch['label']['second'], -rows)
-  assert set(batch) == {'x', 'label', 'id', 'mask', 'place', 'view'}
+  assert set(batch) == {'x', 'label', 'id', 'row', 'mask', 'place', 'view'}
 
 
 @pytest.mark.parametrize('start', [0, 3])

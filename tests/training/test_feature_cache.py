@@ -195,11 +195,11 @@ def test_every_change_of_what_outputs_depend_on_makes_others(inputs):
     'one pixel': dataclasses.replace(inputs, x=changed(inputs.x)),
     'order': dataclasses.replace(inputs, x=inputs.x[::-1], ids=inputs.ids[::-1]),
     'seed': dataclasses.replace(inputs, key=jax.random.key(1)),
-    'views': dataclasses.replace(inputs, prefix=dataclasses.replace(inputs.prefix, views=3)),
+    'views': dataclasses.replace(inputs, kept=dataclasses.replace(inputs.kept, views=3)),
     'augment': dataclasses.replace(
       inputs, method=dataclasses.replace(inputs.method, augment=augment.model_copy(update={'shift': 2}))
     ),
-    'cut': dataclasses.replace(inputs, prefix=dataclasses.replace(inputs.prefix, start='block2', last='block1')),
+    'cut': dataclasses.replace(inputs, kept=dataclasses.replace(inputs.kept, start='block2', last='block1')),
   }
   keys = {name: feature_store.key(other) for name, other in others.items()}
   assert len(set(keys.values()) | {feature_store.key(inputs)}) == len(others) + 1
@@ -214,7 +214,7 @@ def test_the_key_without_augmentation_does_not_know_the_seed(inputs):
 
 
 def test_files_are_found_again_and_computed_again_where_they_are_damaged(inputs, tmp_path):
-  on_disk = dataclasses.replace(inputs, prefix=dataclasses.replace(inputs.prefix, where='disk'))
+  on_disk = dataclasses.replace(inputs, kept=dataclasses.replace(inputs.kept, where='disk'))
   lines = []
   first = np.array(jax.tree.leaves(feature_store.outputs(on_disk, tmp_path, lines.append))[0])
   assert len(lines) == 1 and first.shape[0] == 2 * len(inputs.ids)
@@ -231,7 +231,7 @@ def test_files_are_found_again_and_computed_again_where_they_are_damaged(inputs,
 
 
 def test_a_process_that_reads_old_files_keeps_them_while_another_writes_new_ones(inputs, tmp_path):
-  on_disk = dataclasses.replace(inputs, prefix=dataclasses.replace(inputs.prefix, where='disk'))
+  on_disk = dataclasses.replace(inputs, kept=dataclasses.replace(inputs.kept, where='disk'))
   reading = jax.tree.leaves(feature_store.outputs(on_disk, tmp_path, lambda line: None))[0]
   before = np.array(reading)
   (file,) = tmp_path.glob('*/outputs/0.npy')
@@ -244,12 +244,12 @@ def test_a_process_that_reads_old_files_keeps_them_while_another_writes_new_ones
 
 
 def test_the_oldest_files_give_way_beyond_the_limit(inputs, tmp_path):
-  size = inputs.prefix.size
+  size = inputs.kept.size
   sets = []
   for seed in range(3):
     one = dataclasses.replace(
       inputs,
-      prefix=dataclasses.replace(inputs.prefix, where='disk'),
+      kept=dataclasses.replace(inputs.kept, where='disk'),
       key=jax.random.key(seed),
       limit=2.5 * size,
     )

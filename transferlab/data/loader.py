@@ -47,8 +47,8 @@ class Order:
     rows: `batch_size` rounded up to a multiple of the number of devices.
     last_batch: 'carry': batches run on from one epoch into the next; 'pad': the last of an epoch is padded.
     labels: [count] class numbers for balanced sampling, else None.
-    views: how many versions of each example the arrays hold, one version of all examples after the other; epochs take
-      them in turn.
+    views: how many versions of each example there are of what the arrays hold under 'seen', one version of all examples
+      after the other; epochs take them in turn.
   """
 
   count: int
@@ -67,8 +67,9 @@ class Order:
     """Steps `start` … `start + count − 1` as rows into the training examples.
 
     Returns:
-      'row' [count, rows], 'place' in the global batch, 'view' (the epoch: how often the example was seen before), and
-      'mask' (real or padding), which is None where no batch of the whole run has padding.
+      'row' [count, rows], 'place' in the global batch, 'view' (the epoch: how often the example was seen before),
+      'mask' (real or padding), which is None where no batch of the whole run has padding; and 'seen', the row among
+      versions, where there are several.
     """
     steps = np.arange(start, start + count)[:, None]
     place = np.broadcast_to(np.arange(self.rows), (count, self.rows))
@@ -85,9 +86,10 @@ class Order:
     epochs = [self.epoch(epoch) for epoch in range(first, last + 1)]
     flat = epochs[0] if len(epochs) == 1 else np.concatenate(epochs)
     row = np.where(mask, flat[(view - first) * self.count + np.minimum(within, self.count - 1)], 0)
-    row = row + self.count * (view % self.views)
     full = self.rows == self.batch_size and (self.last_batch == 'carry' or self.count % self.batch_size == 0)
     picks = {'row': row, 'place': place, 'view': view}
+    if self.views > 1:
+      picks['seen'] = row + self.count * (view % self.views)
     return {name: value.astype(np.int32) for name, value in picks.items()} | {'mask': None if full else mask}
 
 
@@ -99,11 +101,16 @@ def _epoch(count: int, epoch: int, seed: int, labels: bytes | None) -> np.ndarra
 
 
 def gather(arrays: Mapping[str, Any], picks: Mapping[str, Any]) -> Batch:
-  """Batches from arrays that are held: every array's rows `picks['row']`, beside mask, place and view. Pure."""
+  """Batches from arrays that are held: every array's rows `picks['row']`, beside mask, place and view. Pure.
+
+  What stands under 'seen' has a row for every version of an example, and joins the others.
+  """
   import jax
 
-  taken = jax.tree.map(lambda leaf: leaf[picks['row']], dict(arrays))
-  return {**taken, **{name: picks[name] for name in ('mask', 'place', 'view')}}
+  own, seen = ({k: v for k, v in arrays.items() if k != 'seen'}, arrays.get('seen', {}))
+  taken = jax.tree.map(lambda leaf: leaf[picks['row']], own)
+  taken |= jax.tree.map(lambda leaf: leaf[picks.get('seen', picks['row'])], seen)
+  return {**taken, **{name: picks[name] for name in ('row', 'mask', 'place', 'view')}}
 
 
 def stream(arrays: Mapping[str, Any], order: Order, start: int, steps: int, workers: int) -> Iterator[Batch]:

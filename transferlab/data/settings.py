@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from transferlab.config import OUTSIDE, Fraction, NonNegative, Positive, Schema, Seed
+from transferlab.config import LATER, OUTSIDE, Fraction, NonNegative, Positive, Schema, Seed
 from transferlab.data.augmentation import Augment
 from transferlab.data.decoding import Resize
 from transferlab.data.preprocessing import STATISTICS
@@ -97,6 +97,16 @@ class Data(Schema):
   where: dict[str, list[str | int | float | bool]] = Field(
     default={}, description='Tables: use only rows in which a column has one of these values, for every column named.'
   )
+  train_classes: list[int] | None = Field(
+    default=None,
+    description='Train on these classes alone, by their original numbers; validation, test and the head keep all.',
+    json_schema_extra=LATER,
+  )
+  labelled: bool = Field(
+    default=True,
+    description='False: training looks at no labels, and counts none: a transfer set for distillation.',
+    json_schema_extra=LATER,
+  )
   relabel: bool = Field(
     default=True, description='Number the classes used 0, 1, … in the order given; False: as they were.'
   )
@@ -175,7 +185,7 @@ class Data(Schema):
       raise ValueError(str(unknown('statistics', name, STATISTICS)))
     return name
 
-  @pydantic.field_validator('classes', 'label', 'inputs')
+  @pydantic.field_validator('classes', 'train_classes', 'label', 'inputs')
   @classmethod
   def _distinct(cls, values: Any) -> Any:
     if isinstance(values, list) and (not values or len(set(values)) < len(values)):
@@ -191,6 +201,8 @@ class Data(Schema):
       for key in keys:
         if getattr(self, key) != type(self).model_fields[key].default and kind not in kinds:
           raise ValueError(f'{key} is for {", ".join(kinds)}, and there is none in {self.name!r}')
+    if not self.labelled and (self.shots is not None or self.sampling == 'balanced'):
+      raise ValueError('labelled=False: shots and balanced sampling draw by label; nearest: fraction')
     if self.statistics is not None and self.standardize:
       raise ValueError('statistics and standardize exclude each other: give one of them')
     if self.classes is not None and self.relabel and len(self.classes) < 2:

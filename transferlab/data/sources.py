@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -150,6 +150,7 @@ def _load(data: Data, seed: int, stamp: Any) -> Loaded:
     if examples.info.kind == 'image':
       record['input_shape'] = list(output_shape(data.augment, tuple(record['input_shape'])))
   labels = {name: len(rows) for name, rows in indices.items() if name != 'test'}
+  labels['train'] *= data.labelled
   return Loaded(examples, indices, examples.info, contents, labels, record, data.augment.crop)
 
 
@@ -336,11 +337,23 @@ def _split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
   elif data.validation is not None and not isinstance(data.validation, str):
     rest, chosen = splits.validation(ids[train], strata[train], data.validation, seed, names)
     train, result['validation'] = train[rest], train[chosen]
+  if data.train_classes is not None:
+    train = train[np.isin(strata[train], _numbers(data, names))]
   if data.shots is not None:
     train = train[splits.shots(ids[train], strata[train], data.shots, seed, names)]
   elif data.fraction is not None:
     train = train[splits.share(ids[train], strata[train], data.fraction, seed)]
   return {'train': train, **result, 'test': test}
+
+
+def _numbers(data: Data, names: Sequence[str]) -> list[int]:
+  """The labels of the classes that are trained on."""
+  assert data.train_classes is not None
+  used = list(range(len(names))) if data.classes is None or not data.relabel else data.classes
+  for number in data.train_classes:
+    if not names or number not in used:
+      raise unknown(f'{data.name}: data.train_classes: class', str(number), [str(one) for one in used])
+  return [used.index(number) for number in data.train_classes]
 
 
 def _npz(data: Data) -> Examples:

@@ -7,7 +7,7 @@ masks, weights and devices.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from transferlab import config
 from transferlab.config import Schema
 from transferlab.errors import UserError, unknown
+from transferlab.objectives import SOURCE
 from transferlab.objectives.importance import FisherChoice
 
 # name in a config -> the module that holds the function of that name
@@ -33,6 +34,20 @@ TERMS = {
   'batch_spectral_shrinkage': 'transferlab.objectives.staying_close',
   'ewc': 'transferlab.objectives.staying_close',
   'learning_without_forgetting': 'transferlab.objectives.staying_close',
+  'kd': 'transferlab.objectives.teaching',
+  'dkd': 'transferlab.objectives.teaching',
+  'dist': 'transferlab.objectives.teaching',
+  'hint': 'transferlab.objectives.teaching',
+  'attention_transfer': 'transferlab.objectives.teaching',
+  'nst': 'transferlab.objectives.teaching',
+  'similarity_preserving': 'transferlab.objectives.teaching',
+  'relational': 'transferlab.objectives.teaching',
+  'pkt': 'transferlab.objectives.teaching',
+  'variational': 'transferlab.objectives.teaching',
+  'contrastive': 'transferlab.objectives.teaching',
+  'mean_teacher': 'transferlab.objectives.peers',
+  'mutual': 'transferlab.objectives.peers',
+  'self_distillation': 'transferlab.objectives.peers',
 }
 DEFAULT = {'classification': 'cross_entropy', 'binary': 'binary_cross_entropy', 'regression': 'squared_error'}
 
@@ -43,8 +58,12 @@ class TermSpec(Schema):
   model_config = pydantic.ConfigDict(extra='allow', frozen=True, strict=True, allow_inf_nan=False)
   term: str = pydantic.Field(description='name of the function (--list=terms)')
   weight: config.Rate = pydantic.Field(1.0, description='factor in the sum')
+  schedule: dict[str, Any] | None = pydantic.Field(
+    None, description="how the weight moves over the phase: what a phase's schedule takes, {'name': 'linear'}"
+  )
   name: str | None = pydantic.Field(None, description="name in logs; None: the function's")
   task: str | None = pydantic.Field(None, description='which head and label it reads, where there are several')
+  teacher: str | None = pydantic.Field(None, description='which of config.teachers it asks, where there are several')
 
   @property
   def label(self) -> str:
@@ -53,7 +72,7 @@ class TermSpec(Schema):
 
 
 # What a term may need beside the network itself; it is made only where a term says so.
-NEEDS = ('source', 'source_outputs', 'source_head', 'fisher')
+NEEDS = ('source', 'source_outputs', 'source_head', 'fisher', 'teacher_outputs', 'labels', 'examples', 'inputs')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +97,7 @@ class View:
   Attributes:
     outputs: the value after every stage, by name.
     output: the output of the head (of the term's task, where there are several).
+    head: the stage that gives it.
     labels: [batch] or [batch, …]: labels or targets of the same task.
     params: the network's parameters.
     source: the values that a transplant gave, None where it gave none; None without a transplant.
@@ -85,9 +105,16 @@ class View:
     key: one key per example.
     progress: share of the phase that is done.
     total: sums an array over devices; the identity unless the step is mapped.
-    source_outputs: the source's network on the same inputs, in evaluation mode, by stage; None unless a term needs it.
-    source_head: its head; None unless a term needs it.
+    asked: outputs of other networks on the same inputs, in evaluation mode, by name and stage; those that terms need.
+    heads: the stage that is the head of each of these.
+    task, teacher: the term's own task, and which of those networks it asks.
+    source_head: the head of the source's network; None unless a term needs it.
     fisher: Fisher information of the values in `source`, None where there are none; None unless a term needs it.
+    rows: [batch], which training examples these are, of `examples` in all; both None unless a term needs 'examples'.
+    inputs: what the network was given, preprocessed; the outputs of its frozen stages where these run once.
+    stats: the network's running statistics.
+    again: `again(params, stats) -> outputs by stage`: the network on the same inputs with other weights, in evaluation
+      mode.
   """
 
   outputs: Mapping[str, Any]
@@ -99,17 +126,49 @@ class View:
   key: Array
   progress: Float[Array, '']
   total: Callable[[Array], Array]
-  source_outputs: Mapping[str, Any] | None = None
+  asked: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  heads: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  task: str | None = None
+  teacher: str | None = None
   source_head: SourceHead | None = None
   fisher: Any = None
+  rows: Any = None
+  examples: Any = None
+  inputs: Any = None
+  stats: Any = None
+  head: str = 'head'
+  again: Callable[[Any, Any], Mapping[str, Any]] | None = None
+
+  @property
+  def source_outputs(self) -> Mapping[str, Any]:
+    """The source's network, by stage."""
+    return self.asked[SOURCE]
+
+  @property
+  def teacher_outputs(self) -> Mapping[str, Any]:
+    """The term's teacher, by stage."""
+    assert self.teacher is not None
+    return self.asked[self.teacher]
+
+  @property
+  def teacher_logits(self) -> Array:
+    """What the teacher's head gives; of the term's task, where it has several."""
+    assert self.teacher is not None
+    given = self.teacher_outputs[self.heads[self.teacher]]
+    return given[self.task] if isinstance(given, Mapping) and self.task in given else given
 
   def features(self, stage: str) -> Float[Array, 'batch features']:
     """A stage's output, averaged over places where it has any."""
-    if stage not in self.outputs:
-      raise unknown('stage', stage, self.outputs)
-    value = self.outputs[stage]
-    value = value['x'] if isinstance(value, Mapping) else value
+    value = array(self.outputs, stage)
     return value.mean(axis=tuple(range(1, value.ndim - 1)))
+
+
+def array(outputs: Mapping[str, Any], stage: str, what: str = 'stage') -> Array:
+  """A stage's features, with their places. Raises `UserError` where there is no such stage."""
+  if stage not in outputs:
+    raise unknown(what, stage, outputs)
+  value = outputs[stage]
+  return value['x'] if isinstance(value, Mapping) else value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,37 +192,52 @@ class Term:
   fisher: FisherChoice | None = None
 
 
+def nothing(view: View, key: Array) -> dict:
+  """`init` of a term without parameters or state."""
+  del view, key
+  return {'params': {}, 'stats': {}}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
   """Terms by name, in order; `plain` where none has parameters or state. `init` and calling it are pure.
 
   Attributes:
+    tasks, teachers, schedules: of each term, where it has one (a `Schedule` of training/phases.py).
     needs: what of `NEEDS` the terms read together.
     fisher: which Fisher information, where they read it.
   """
 
   terms: dict[str, Term]
   tasks: dict[str, str | None]
+  teachers: dict[str, str | None]
   needs_source: bool
   plain: bool
   needs: frozenset[str] = frozenset()
   fisher: FisherChoice | None = None
+  schedules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def init(self, view: Callable[[str | None], View], key: Array) -> dict:
+  @property
+  def asked(self) -> list[str]:
+    """The networks whose outputs the terms look at: the source's, and teachers'."""
+    source = [SOURCE] if 'source_outputs' in self.needs else []
+    return [*source, *dict.fromkeys(name for name in self.teachers.values() if name is not None)]
+
+  def init(self, view: Callable[[str | None, str | None], View], key: Array) -> dict:
     """The terms' own parameters and state, `{'params': {name: …}, 'stats': {name: …}}`."""
     own: dict = {'params': {}, 'stats': {}}
     for index, (name, term) in enumerate(self.terms.items()):
-      created = term.init(view(self.tasks[name]), jax.random.fold_in(key, index))
+      created = term.init(view(self.tasks[name], self.teachers[name]), jax.random.fold_in(key, index))
       own['params'].update({name: created['params']} if created['params'] else {})
       own['stats'].update({name: created['stats']} if created['stats'] else {})
     return own
 
-  def __call__(self, view: Callable[[str | None], View], own: Mapping) -> tuple[dict[str, Any], dict, dict]:
-    """(losses by term, metrics by 'term/metric', the terms' state)."""
+  def __call__(self, view: Callable[[str | None, str | None], View], own: Mapping) -> tuple[dict[str, Any], dict, dict]:
+    """(losses by term, metrics by 'term/metric', the terms' state); `view(task, teacher)` is what a term looks at."""
     losses, metrics, stats = {}, {}, {}
     for name, term in self.terms.items():
       mine = {'params': own['params'].get(name, {}), 'stats': own['stats'].get(name, {})}
-      losses[name], measured, state = term.apply(view(self.tasks[name]), mine)
+      losses[name], measured, state = term.apply(view(self.tasks[name], self.teachers[name]), mine)
       metrics.update({f'{name}/{key}': value for key, value in measured.items()})
       stats.update({name: state} if state else {})
     return losses, metrics, stats
@@ -179,19 +253,34 @@ _ARGUMENTS: dict[str, Callable[[View], Any]] = {
   'source': lambda view: view.source,
   'outputs': lambda view: view.outputs,
   'source_outputs': lambda view: view.source_outputs,
+  'student_logits': lambda view: view.output,
+  'teacher_logits': lambda view: view.teacher_logits,
+  'teacher_outputs': lambda view: view.teacher_outputs,
+  'mask': lambda view: view.mask,
   'fisher': lambda view: view.fisher,
   'key': lambda view: view.key,
   'progress': lambda view: view.progress,
 }
 
 
-def build(specs: Sequence[TermSpec], stages: Sequence[str], where: str = 'config.objective') -> Objective:
+# Of these, what has to be made or declared.
+_NEEDED = {'teacher_logits': 'teacher_outputs', 'targets': 'labels', **{name: name for name in NEEDS}}
+
+
+def build(
+  specs: Sequence[TermSpec], stages: Sequence[str], where: str = 'config.objective', teachers: Collection[str] = ()
+) -> Objective:
   """The objective that a config names.
 
+  Args:
+    teachers: names of those there are.
+
   Raises:
-    UserError: no such term, an argument it does not take, two terms of one name, or a stage that does not exist.
+    UserError: no such term, an argument it does not take, two terms of one name, a stage that does not exist, or no
+      teacher for a term that asks one.
   """
   terms: dict[str, Term] = {}
+  taught: dict[str, str | None] = {}
   plain = True
   for spec in specs:
     if spec.label in terms:
@@ -203,12 +292,28 @@ def build(specs: Sequence[TermSpec], stages: Sequence[str], where: str = 'config
     ]
     terms[spec.label] = _plain(function, positional, options) if positional else function(**options)
     plain &= bool(positional)
+    taught[spec.label] = _teacher(spec, terms[spec.label], teachers, where)
     for stage in terms[spec.label].stages:
       if stage not in stages:
         raise unknown(f'{where}: {spec.term}: stage', stage, stages)
   needs = frozenset(need for term in terms.values() for need in term.needs)
   tasks = {spec.label: spec.task for spec in specs}
-  return Objective(terms, tasks, 'source' in needs, plain, needs, _one_fisher(terms.values(), where))
+  return Objective(terms, tasks, taught, 'source' in needs, plain, needs, _one_fisher(terms.values(), where))
+
+
+def _teacher(spec: TermSpec, term: Term, teachers: Collection[str], where: str) -> str | None:
+  """The teacher that a term asks: the one it names, or the only one."""
+  if 'teacher_outputs' not in term.needs:
+    if spec.teacher is not None:
+      raise UserError(f'{where}: {spec.term}: asks no teacher, and names {spec.teacher!r}')
+    return None
+  if not teachers:
+    raise UserError(f'{where}: {spec.term}: asks a teacher, and config.teachers is empty')
+  if spec.teacher is None and len(teachers) > 1:
+    raise UserError(f'{where}: {spec.term}: there are several teachers; teacher= is one of {", ".join(teachers)}')
+  if spec.teacher is not None and spec.teacher not in teachers:
+    raise unknown(f'{where}: {spec.term}: teacher', spec.teacher, teachers)
+  return spec.teacher or next(iter(teachers))
 
 
 def _one_fisher(terms: Iterable[Term], where: str) -> FisherChoice | None:
@@ -233,11 +338,11 @@ def _plain(function: Callable, positional: Sequence[str], options: Mapping[str, 
     return function(*(_ARGUMENTS[name](view) for name in positional), **options), {}, {}
 
   return Term(
-    lambda view, key: {'params': {}, 'stats': {}},
+    nothing,
     apply,
     stages=tuple(stages) if isinstance(stages := options.get('stages'), list) else (),
     couples=getattr(function, 'couples', False),
-    needs=tuple(name for name in positional if name in NEEDS),
+    needs=tuple(dict.fromkeys(_NEEDED[name] for name in positional if name in _NEEDED)),
     fisher=FisherChoice() if 'fisher' in positional else None,
   )
 

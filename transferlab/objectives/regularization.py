@@ -52,4 +52,4 @@ def center_loss(*, stage: str, rate: Fraction = 0.5) -> Term:
     towards = view.total(member.T @ -fixed) / (1 + view.total(member.sum(axis=0)))[:, None]
     return 0.5 * jnp.square(away).sum(axis=1), {}, {'centres': centres - rate * towards}
 
-  return Term(init, apply, stages=(stage,))
+  return Term(init, apply, stages=(stage,), needs=('labels',))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from transferlab.config import Positive, Rate
 from transferlab.errors import UserError, unknown
 from transferlab.objectives.importance import Expectation, FisherChoice
-from transferlab.objectives.objective import Term, View
+from transferlab.objectives.objective import Term, View, array, nothing
 
 Temperature = Annotated[float, pydantic.Field(gt=0, le=1e6)]
 
@@ -61,7 +61,7 @@ def delta(
     raise unknown('delta: attention of stage', strange, stages)
   total = beta * _squared_new(params, source)
   for stage in stages:
-    mine, theirs = (_array(values, stage) for values in (outputs, source_outputs))
+    mine, theirs = (array(values, stage, 'delta: stage') for values in (outputs, source_outputs))
     if mine.shape != theirs.shape:
       raise UserError(
         f'delta: stage {stage!r} has outputs {list(mine.shape[1:])}, in the source {list(theirs.shape[1:])}'
@@ -77,14 +77,6 @@ def _weights(stage: str, attention: Mapping[str, list[float]], features: Array) 
   if len(weights) != channels:
     raise UserError(f'delta: attention of stage {stage!r} has {len(weights)} weights for {channels} channels')
   return jnp.asarray(weights, features.dtype)
-
-
-def _array(outputs: Mapping[str, Any], stage: str) -> Array:
-  """A stage's features, with their places."""
-  if stage not in outputs:
-    raise unknown('delta: stage', stage, outputs)
-  value = outputs[stage]
-  return value['x'] if isinstance(value, Mapping) else value
 
 
 def _squared_new(params: dict, source: dict) -> Float[Array, '']:
@@ -127,13 +119,7 @@ def batch_spectral_shrinkage(*, stage: str, k: Positive = 1) -> Term:
     del own
     return spectral_shrinkage(view.features(stage), view.mask, k=k), {}, {}
 
-  return Term(_nothing, apply, stages=(stage,), couples=True)
-
-
-def _nothing(view: View, key: Array) -> dict:
-  """Of a term without parameters or state."""
-  del view, key
-  return {'params': {}, 'stats': {}}
+  return Term(nothing, apply, stages=(stage,), couples=True)
 
 
 # ------------------------------------------------------------------------------------- elastic weight consolidation
@@ -169,7 +155,7 @@ def ewc(*, labels: Expectation = 'exact', examples: Positive | None = None) -> T
     del own
     return quadratic_penalty(view.params, view.source, view.fisher), {}, {}
 
-  return Term(_nothing, apply, needs=('source', 'fisher'), fisher=FisherChoice(labels, examples))
+  return Term(nothing, apply, needs=('source', 'fisher'), fisher=FisherChoice(labels, examples))
 
 
 # ------------------------------------------------------------------------------------- learning without forgetting

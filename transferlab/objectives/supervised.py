@@ -91,4 +91,4 @@ def deep_supervision(*, stage: str) -> Term:
     accuracy = (logits.argmax(-1) == view.labels).astype(logits.dtype)
     return cross_entropy(logits, view.labels), {'accuracy': accuracy}, {}
 
-  return Term(init, apply, stages=(stage,))
+  return Term(init, apply, stages=(stage,), needs=('labels',))

@@ -1,4 +1,4 @@
-"""Where the outputs of a frozen prefix stay: in this process, or in files that later runs find again. Writes files.
+"""Where outputs that are computed once stay: in this process, or in files that later runs find again. Writes files.
 
 They are known by a hash of all that they depend on: the compiled program, weights, preprocessing, inputs, and what
 draws the views. What changes any of these makes other outputs, under another name.
@@ -24,6 +24,7 @@ from transferlab.data.columns import Column
 from transferlab.errors import UserError
 from transferlab.training import feature_cache, parallel
 from transferlab.training.feature_cache import Inputs
+from transferlab.training.feature_plan import Prefix, Recording
 from transferlab.training.methods import Stretch
 
 FORMAT = 1
@@ -36,10 +37,10 @@ _lock = threading.RLock()
 
 def key(inputs: Inputs) -> str:
   """32 hexadecimal digits that change with anything that changes an output."""
-  method, prefix, total = inputs.method, inputs.prefix, hashlib.blake2b(digest_size=16)
+  method, kept, total = inputs.method, inputs.kept, hashlib.blake2b(digest_size=16)
   shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), inputs.variables)
   total.update(_code(inputs).encode())
-  total.update(repr((FORMAT, jax.__version__, prefix.views, prefix.examples, shapes)).encode())
+  total.update(repr((FORMAT, jax.__version__, kept.views, kept.examples, shapes)).encode())
   augmented = method.augment != type(method.augment)()
   # Inputs as they are do not depend on the run's seed.
   total.update(repr((method.augment, method.low, method.high) if augmented else None).encode())
@@ -80,29 +81,41 @@ def arrays(
   say: Callable[[str], None],
   limit: float = math.inf,
 ) -> dict[str, Any]:
-  """The training examples as a phase behind a frozen prefix takes them: 'x' holds outputs, view after view.
+  """The training examples as a phase takes them that keeps outputs: these stand, view after view, under 'seen'.
+
+  There 'x' is what the frozen stages give, 'recorded' what other networks give, by name and stage.
 
   Args:
     variables: of the member, at the start of the phase.
     member: what the loop knows of a run (state.Member).
-    place: folder for files, where the prefix says that outputs stay on disk.
+    place: folder for files, where outputs stay on disk.
     say: told of what takes time.
     limit: bytes that all outputs in that folder may take.
   """
-  prefix, network = stretch.prefix, stretch.method.network
-  own, ids = member.arrays, np.asarray(member.arrays['id'])
-  record, run_key = parallel.place((dict(member.record), jax.random.key(member.seed)), mesh)
-  needed = parallel.place(feature_cache.needed(variables, network, prefix.start), mesh)
-  inputs = Inputs(stretch.method, prefix, needed, record, own['x'], ids, run_key, mesh, limit)
-  repeated = jax.tree.map(lambda leaf: np.concatenate([np.asarray(leaf)] * prefix.views), {**own, 'x': ids})
-  return {**repeated, 'x': outputs(inputs, place, say)}
+  own, method = dict(member.arrays), stretch.method
+  ids, run_key = np.asarray(own['id']), parallel.place(jax.random.key(member.seed), mesh)
+
+  def of(kept: Prefix | Recording, variables: Any, record: Any) -> Any:
+    variables, record = parallel.place((variables, dict(record)), mesh)
+    return outputs(Inputs(method, kept, variables, record, member.arrays['x'], ids, run_key, mesh, limit), place, say)
+
+  seen: dict[str, Any] = {}
+  for recording in stretch.recordings:
+    given = member.asked[recording.asked.name]
+    recorded = of(recording, given['variables'], given['preprocessing'])
+    seen['recorded'] = {**seen.get('recorded', {}), recording.asked.name: recorded}
+  if stretch.prefix is not None:
+    needed = feature_cache.needed(variables, method.network, stretch.prefix.start)
+    seen['x'] = of(stretch.prefix, needed, member.record)
+    del own['x']
+  return {**own, 'seen': seen}
 
 
 def outputs(inputs: Inputs, place: Path, say: Callable[[str], None]) -> Any:
   """A tree of [views · examples, …] arrays: found, or computed; a sample is recomputed either way.
 
   Args:
-    place: folder for files, where the prefix says that outputs stay on disk.
+    place: folder for files, where outputs stay on disk.
     say: told of what takes time.
 
   Raises:
@@ -110,7 +123,7 @@ def outputs(inputs: Inputs, place: Path, say: Callable[[str], None]) -> Any:
   """
   name = key(inputs)
   with _lock:
-    if inputs.prefix.where == 'disk':
+    if inputs.kept.where == 'disk':
       with folder.locked(place / name):
         return _on_disk(inputs, place / name, say)
     if name not in _held:
@@ -122,8 +135,8 @@ def outputs(inputs: Inputs, place: Path, say: Callable[[str], None]) -> Any:
 def _checked(inputs: Inputs, found: Any) -> Any:
   if not feature_cache.check(inputs, found):
     raise UserError(
-      f'stages up to {inputs.prefix.last!r} give other outputs for the same inputs in another batch; '
-      "feature_cache.use='never' runs them in every step"
+      f'{inputs.kept.what} give other outputs for the same inputs in another batch; '
+      "feature_cache.use='never' computes them in every step"
     )
   return found
 
@@ -143,10 +156,10 @@ def forget() -> None:
 
 
 def _in_memory(inputs: Inputs, say: Callable[[str], None]) -> Any:
-  begun, structure = time.monotonic(), jax.tree.structure(inputs.prefix.value)
-  made = [np.empty(shape, dtype) for shape, dtype in feature_cache.empty(inputs.prefix)]
+  begun, structure = time.monotonic(), jax.tree.structure(inputs.kept.value)
+  made = [np.empty(shape, dtype) for shape, dtype in feature_cache.empty(inputs.kept)]
   found = feature_cache.compute(inputs, jax.tree.unflatten(structure, made))
-  say(f'{inputs.prefix} ({time.monotonic() - begun:.1f} s)')
+  say(f'{inputs.kept} ({time.monotonic() - begun:.1f} s)')
   return found
 
 
@@ -160,7 +173,7 @@ def _on_disk(inputs: Inputs, path: Path, say: Callable[[str], None]) -> Any:
     if feature_cache.check(inputs, found):
       return found
     say(f'features {path.name[:8]}: a sample comes out otherwise; all are computed again')
-  begun, structure = time.monotonic(), jax.tree.structure(inputs.prefix.value)
+  begun, structure = time.monotonic(), jax.tree.structure(inputs.kept.value)
   _make_room(inputs, path)
   new = path / 'new'
   try:
@@ -177,7 +190,7 @@ def _on_disk(inputs: Inputs, path: Path, say: Callable[[str], None]) -> Any:
     raise UserError(f'feature_cache.folder: {path}: {error.strerror}') from None
   finally:
     shutil.rmtree(new, ignore_errors=True)
-  say(f'{inputs.prefix} ({time.monotonic() - begun:.1f} s)')
+  say(f'{inputs.kept} ({time.monotonic() - begun:.1f} s)')
   return _read(inputs, path / WHOLE)
 
 
@@ -186,14 +199,14 @@ def _make_room(inputs: Inputs, path: Path) -> None:
   others = [other for other in path.parent.iterdir() if (other / WHOLE).is_dir() and other != path]
   sizes = {other: sum(file.stat().st_size for file in (other / WHOLE).iterdir()) for other in others}
   for other in sorted(others, key=lambda other: (other / WHOLE).stat().st_mtime):
-    if sum(sizes.values()) + inputs.prefix.size <= inputs.limit:
+    if sum(sizes.values()) + inputs.kept.size <= inputs.limit:
       return
     del sizes[other]
     shutil.rmtree(other / WHOLE, ignore_errors=True)
 
 
 def _files(inputs: Inputs, path: Path) -> Iterator[np.ndarray]:
-  for number, (shape, dtype) in enumerate(feature_cache.empty(inputs.prefix)):
+  for number, (shape, dtype) in enumerate(feature_cache.empty(inputs.kept)):
     opened = np.lib.format.open_memmap(path / f'{number}.npy', 'w+', dtype=dtype, shape=shape)
     # A disk that is full shows now; a page that finds no room later ends the process.
     with (path / f'{number}.npy').open('r+b') as file:
@@ -204,11 +217,11 @@ def _files(inputs: Inputs, path: Path) -> Iterator[np.ndarray]:
 def _read(inputs: Inputs, path: Path) -> Any:
   """Outputs that are on disk as a whole, as arrays that read what is asked for; None where there are none."""
   leaves = []
-  for number, (shape, dtype) in enumerate(feature_cache.empty(inputs.prefix)):
+  for number, (shape, dtype) in enumerate(feature_cache.empty(inputs.kept)):
     try:
       leaves.append(np.load(path / f'{number}.npy', mmap_mode='r'))
     except (OSError, ValueError):
       return None
     if (leaves[-1].shape, leaves[-1].dtype) != (shape, dtype):
       return None
-  return jax.tree.unflatten(jax.tree.structure(inputs.prefix.value), leaves)
+  return jax.tree.unflatten(jax.tree.structure(inputs.kept.value), leaves)

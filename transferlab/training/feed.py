@@ -55,7 +55,7 @@ class Held:
   @functools.cached_property
   def arrays(self) -> Any:
     """All examples on the device; those that are read on demand are read when the first step wants them."""
-    read = [{**own, 'x': jax.tree.map(np.asarray, own['x'])} for own in self.members]
+    read = jax.tree.map(np.asarray, list(self.members))
     return parallel.place(_padded(read) if self.population else read[0], self.mesh)
 
   def close(self) -> None:
@@ -154,7 +154,8 @@ def _bytes(arrays: dict[str, Any]) -> int:
 
 def _batch_shape(arrays: dict[str, Any], order: Order) -> tuple[int, ...]:
   """Of the inputs, or of the outputs of frozen stages that stand for them."""
-  return (order.rows, *jax.tree.leaves(arrays['x'])[0].shape[1:])
+  inputs = arrays['x'] if 'x' in arrays else arrays['seen']['x']
+  return (order.rows, *jax.tree.leaves(inputs)[0].shape[1:])
 
 
 class Mapped:
@@ -189,6 +190,9 @@ class Mapped:
 
 def _padded(arrays: Sequence[dict[str, Any]]) -> Any:
   """Stacked members; shorter ones are filled with zeros that no order ever points at."""
-  longest = max(len(member['id']) for member in arrays)
-  fill = lambda leaf: np.pad(leaf, [(0, longest - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
-  return jax.tree.map(lambda *leaves: np.stack([fill(leaf) for leaf in leaves]), *arrays)
+
+  def stacked(*leaves: np.ndarray) -> np.ndarray:
+    longest = max(map(len, leaves))
+    return np.stack([np.pad(leaf, [(0, longest - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)) for leaf in leaves])
+
+  return jax.tree.map(stacked, *arrays)

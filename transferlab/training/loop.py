@@ -36,7 +36,7 @@ from transferlab.training.state import (
   old_heads,
   stack,
 )
-from transferlab.training.step import with_terms
+from transferlab.training.terms import with_terms
 
 # What a phase leaves beside the network: a checkpoint holds it.
 LEFT = ('optimizer', 'average', 'anchor', 'raw', 'tuned')
@@ -48,7 +48,7 @@ class Loop:
   Args:
     members: one or more runs; several share every static part of their phases.
     feed: the way of training: held, streamed or mapped.
-    cached: the feed of a phase whose frozen stages run once, `cached(index, variables of each member)`.
+    cached: the feed of a phase for which outputs are computed once, `cached(index, variables of each member)`.
     cadence: when to validate, log and save.
     validation: None where there is no validation data.
     saver: None for runs that are not saved.
@@ -96,10 +96,19 @@ class Loop:
     return self._fitted(variables, left)
 
   def _with_terms(self, member: Member) -> Variables:
-    first, objectives = member.stretches[0], [stretch.method.objective for stretch in member.stretches]
-    origin = next((stretch.method.source for stretch in member.stretches if stretch.method.source), None)
-    source = (origin, member.source['variables']) if origin and member.source else None
-    return with_terms(first.method.network, objectives, member.variables, first.example, member.seed, source)
+    first, methods = member.stretches[0], [stretch.method for stretch in member.stretches]
+    asked = {one.name: one for method in methods for one in method.asked}
+    given = {name: own['variables'] for name, own in member.asked.items()}
+    return with_terms(
+      first.method.network,
+      [method.objective for method in methods],
+      member.variables,
+      first.example,
+      member.seed,
+      list(asked.values()),
+      given,
+      member.order.count,
+    )
 
   def _restored(self, variables: Variables) -> tuple[Variables, Any, Any]:
     """(variables, state in the middle of a phase or None, what a phase that ended left or None)."""
@@ -162,8 +171,8 @@ class Loop:
 
   @contextlib.contextmanager
   def _feeding(self, index: int, stretch: Stretch, variables: Variables) -> Iterator[None]:
-    """Inside, `self.feed` gives what the phase starts from: inputs, or the outputs of its frozen stages."""
-    if stretch.prefix is None or self.progress.step >= self.progress.ends[index]:
+    """Inside, `self.feed` gives what the phase starts from: inputs, or outputs that are computed once."""
+    if not stretch.kept or self.progress.step >= self.progress.ends[index]:
       yield
       return
     assert self.cached is not None

@@ -6,7 +6,7 @@ compilation. Everything a user can get wrong about patterns is found here, befor
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,13 @@ from transferlab.data.augmentation import Augment, couples
 from transferlab.data.examples import Info
 from transferlab.errors import UserError, unknown
 from transferlab.networks.network import Network
+from transferlab.objectives import SOURCE
 from transferlab.objectives import objective as objectives
 from transferlab.objectives.objective import Objective, TermSpec
 from transferlab.training import optimizer, partition, phases, transforms
 from transferlab.training.phases import Phase
-from transferlab.training.step import Method, with_terms
+from transferlab.training.step import Asked, Method
+from transferlab.training.terms import with_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Stretch:
     adapt: stages whose statistics are recomputed before the phase.
     example: shapes of a batch of two, as the network and the terms see it.
     prefix: the frozen stages whose outputs are computed once (feature_cache.py).
+    recordings: the outputs of other networks that are.
   """
 
   name: str
@@ -47,19 +50,34 @@ class Stretch:
   adapt: frozenset[str]
   example: dict[str, Any]
   prefix: Any = None
+  recordings: tuple[Any, ...] = ()
+
+  @property
+  def kept(self) -> tuple[Any, ...]:
+    """All that is computed once."""
+    return (*self.recordings, *([self.prefix] if self.prefix is not None else []))
 
   def constants(self, member: Any, start: int) -> dict[str, Any]:
     """The arguments of the step that do not move, for a phase that starts at global step `start`."""
     method, needs = self.method, self.method.objective.needs
     return {
       'source': member.start_point if needs_start(method) else None,
-      'source_network': None if method.source is None else member.source,
+      'asked': {one.name: self._of_asked(one, member.asked[one.name]) for one in method.asked},
       'fisher': member.fisher if 'fisher' in needs else None,
       'preprocessing': member.record,
       'key': jax.random.key(member.seed),
       'hyper': optimizer.hyperparameters(self.phase, self.rates, start, self.steps),
       'weights': {name: jnp.float32(weight) for name, weight in self.weights.items()},
     }
+
+  def _of_asked(self, asked: Asked, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the step needs of another network: of one whose outputs are recorded, a head that a term goes on with."""
+    if asked.name not in self.method.recorded:
+      return dict(given)
+    if asked.name != SOURCE or 'source_head' not in self.method.objective.needs:
+      return {}
+    kept = lambda tree: {stage: own for stage, own in tree.items() if stage == asked.head}
+    return {'variables': {kind: kept(tree) for kind, tree in given['variables'].items()}}
 
 
 def needs_start(method: Method) -> bool:
@@ -86,11 +104,14 @@ def term_specs(terms: Sequence[Mapping[str, Any]] | None, info: Info, where: str
   return specs
 
 
-def objective_of(specs: Sequence[TermSpec], network: Network, where: str) -> Objective:
+def objective_of(specs: Sequence[TermSpec], network: Network, where: str, teachers: Collection[str] = ()) -> Objective:
   """The objective; the same object for the same terms, whatever their weights."""
-  key = (network, json.dumps([spec.model_dump(exclude={'weight'}) for spec in specs], sort_keys=True))
+  key = (network, tuple(teachers), json.dumps([spec.model_dump(exclude={'weight'}) for spec in specs], sort_keys=True))
   if key not in _OBJECTIVES:
-    _OBJECTIVES[key] = objectives.build(specs, network.stages, where)
+    made = objectives.build(specs, network.stages, where, teachers)
+    given = {spec.label: spec.schedule for spec in specs if spec.schedule is not None}
+    moving = {name: config.validate(phases.Schedule, own, f'{where}: {name}.schedule') for name, own in given.items()}
+    _OBJECTIVES[key] = dataclasses.replace(made, schedules=moving)
   return _OBJECTIVES[key]
 
 
@@ -103,14 +124,18 @@ def stretches(
   augment: Augment,
   example: Mapping[str, Any],
   where: str = 'config',
-  source: Callable[[], Network] | None = None,
+  others: Mapping[str, Callable[[], Asked]] = {},
+  examples: int | None = None,
+  labelled: bool = True,
 ) -> list[Stretch]:
   """All phases of a run, checked.
 
   Args:
     lengths: steps of each phase.
     example: a batch of shapes ('x', 'label'), from which the terms' own parameters take their shapes.
-    source: gives the source's network, asked where a term looks at its outputs; None from scratch.
+    others: the networks beside this one, by name, made where a term looks at their outputs: the source's, teachers.
+    examples: in training.
+    labelled: training may look at labels, if only to log an accuracy.
 
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.
@@ -125,32 +150,35 @@ def stretches(
   _check_same_terms(specs, where)
   if couples(augment):
     _check_mixing(specs, info, where)
-  objectives_ = [objective_of(terms, network, f'{where}.objective') for terms in specs]
-  origin = _asked_source(specs, objectives_, source, where)
-  own = own_shapes(network, objectives_, example, origin)
+  teachers = tuple(name for name in others if name != SOURCE)
+  objectives_ = [objective_of(terms, network, f'{where}.objective', teachers) for terms in specs]
+  asked = _asked(specs, objectives_, others, where)
+  own = own_shapes(network, objectives_, example, asked, examples)
+  inputs = augment, info.low, info.high, info.outputs if info.task == 'classification' and labelled else 0
   made = []
   for number, (name, phase, steps) in enumerate(zip(phases.names(run_phases), run_phases, lengths)):
     place = f'{where}.phases.{number}'
     if phase.average is not None and round(phase.average.first * steps) + phase.average.every > steps:
       raise UserError(f'{place}.average: the phase is over, after {steps} steps, before the first average is taken')
-    method, rates, adapt = _method(network, objectives_[number], phase, own, augment, info, place, origin)
+    method, rates, adapt = _method(network, objectives_[number], phase, own, inputs, place, asked, examples)
     weights = {spec.label: spec.weight for spec in specs[number]}
     made.append(Stretch(name, phase, steps, method, rates, weights, adapt, dict(example)))
   return made
 
 
-def _asked_source(
-  specs: Sequence[Sequence[TermSpec]], chosen: Sequence[Objective], source: Callable[[], Network] | None, where: str
-) -> Network | None:
-  """The source's network, where a term looks at it."""
-  asking = [
-    spec.term for terms, one in zip(specs, chosen) for spec in terms if 'source_outputs' in one.terms[spec.label].needs
-  ]
-  if not asking:
-    return None
-  if source is None:
+def _asked(
+  specs: Sequence[Sequence[TermSpec]],
+  chosen: Sequence[Objective],
+  others: Mapping[str, Callable[[], Asked]],
+  where: str,
+) -> tuple[Asked, ...]:
+  """The networks whose outputs any term looks at."""
+  names = list(dict.fromkeys(name for objective in chosen for name in objective.asked))
+  if SOURCE in names and SOURCE not in others:
+    needs = lambda objective, spec: 'source_outputs' in objective.terms[spec.label].needs
+    asking = [spec.term for terms, one in zip(specs, chosen) for spec in terms if needs(one, spec)]
     raise UserError(f"{where}.objective: term {asking[0]!r} asks the source's network, but config.source is missing")
-  return source()
+  return tuple(others[name]() for name in names)
 
 
 def _check_same_terms(specs: Sequence[Sequence[TermSpec]], where: str) -> None:
@@ -172,17 +200,20 @@ def _check_mixing(specs: Sequence[Sequence[TermSpec]], info: Info, where: str) -
 
 
 def own_shapes(
-  network: Network, chosen: Sequence[Objective], example: Mapping[str, Any], source: Network | None = None
+  network: Network,
+  chosen: Sequence[Objective],
+  example: Mapping[str, Any],
+  asked: Sequence[Asked] = (),
+  examples: int | None = None,
 ) -> dict[str, Any]:
   """Shapes of the terms' own parameters, `{'terms': …}`, or an empty dict."""
   if all(objective.plain for objective in chosen):
     return {}
-  theirs = None if source is None else source.shapes()
 
-  def start(variables: Any, batch: Any, theirs: Any) -> Any:
-    return with_terms(network, chosen, variables, batch, 0, (source, theirs) if source else None)
+  def start(variables: Any, batch: Any, given: Any) -> Any:
+    return with_terms(network, chosen, variables, batch, 0, asked, given, examples)
 
-  made = jax.eval_shape(start, network.shapes(), dict(example), theirs)
+  made = jax.eval_shape(start, network.shapes(), dict(example), {one.name: one.network.shapes() for one in asked})
   return {'terms': made['params'].get('terms', {})}
 
 
@@ -191,10 +222,10 @@ def _method(
   objective: Objective,
   phase: Phase,
   own: Mapping[str, Any],
-  augment: Augment,
-  info: Info,
+  inputs: tuple[Augment, float, float, int],
   where: str,
-  source: Network | None,
+  asked: Sequence[Asked],
+  examples: int | None,
 ) -> tuple[Method, dict[str, float], frozenset[str]]:
   shapes = network.shapes()
   leaves = [*paths.flatten(shapes['params']), *paths.flatten(own)]
@@ -202,8 +233,8 @@ def _method(
   rates = partition.leaf_rates(phase, trainable, leaves, network.stages, where)
   training = phases.training_stages(network.stages, stage_leaves(network, leaves), set(trainable))
   moving, adapt = phases.statistics_stages(phase, [s for s in network.stages if s in shapes['stats']], training)
-  inputs = (augment, info.low, info.high, info.outputs if info.task == 'classification' else 0)
-  source = source if 'source_outputs' in objective.needs else None
+  asked = tuple(one for one in asked if one.name in objective.asked)
+  examples = examples if 'examples' in objective.needs else None
   ending = (phase.average.name if phase.average else None, phase.interpolate is not None)
   key = (
     network,
@@ -213,14 +244,15 @@ def _method(
     tuple(trainable),
     frozenset(moving),
     inputs,
-    source,
+    asked,
+    examples,
     *ending,
   )
   if key not in _METHODS:
     built = optimizer.build(phase, trainable, leaves, network.stages, where)
     transforming = transforms.build(phase.transform, trainable, network.stages, leaves, where)
     made = Method(network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs)
-    further: dict[str, Any] = {'source': source, 'transforms': transforming}
+    further: dict[str, Any] = {'asked': asked, 'examples': examples, 'transforms': transforming}
     _METHODS[key] = dataclasses.replace(made, **further, average=ending[0], anchored=ending[1])
   return _METHODS[key], rates, frozenset(adapt)
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from transferlab.training import parallel
 from transferlab.training.methods import Stretch
 from transferlab.training.partition import split
-from transferlab.training.step import begin, with_terms
+from transferlab.training.step import begin
+from transferlab.training.terms import with_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +35,26 @@ def shapes_of(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any
   method = stretch.method
 
   def make(variables: Any, theirs: Any) -> tuple[Any, Any]:
-    source = (method.source, theirs) if method.source else None
-    full = with_terms(method.network, [method.objective], variables, stretch.example, 0, source)
+    objective, example = method.objective, stretch.example
+    full = with_terms(method.network, [objective], variables, example, 0, method.asked, theirs, method.examples)
     state = begin(method, full['params'], full['stats'], full['term_stats'], jnp.int32(0))
     frozen = split(full['params'], method.trainable)[1]
     given = {'start_point': variables['params'], 'fisher': variables['params'], 'record': record, 'seed': 0}
-    member = type('Start', (), {**given, 'source': {'variables': theirs, 'preprocessing': record}})
+    asked = {name: {'variables': own, 'preprocessing': record} for name, own in theirs.items()}
+    member = type('Start', (), {**given, 'asked': asked})
     return state, {**stretch.constants(member, 0), 'frozen': frozen}
 
-  state, constants = jax.eval_shape(make, shapes, method.source and method.source.shapes())
+  state, constants = jax.eval_shape(make, shapes, {one.name: one.network.shapes() for one in method.asked})
   batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), dict(arrays))
+  of_batch = lambda value: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), value)
   if stretch.prefix is not None:
-    kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), stretch.prefix.value)
-    batch['x'] = kept
+    batch['x'] = of_batch(stretch.prefix.value)
+  if stretch.recordings:
+    batch['recorded'] = {recording.asked.name: of_batch(recording.value) for recording in stretch.recordings}
   batch |= {
     'mask': jax.ShapeDtypeStruct((rows,), bool),
     'place': jax.ShapeDtypeStruct((rows,), jnp.int32),
+    'row': jax.ShapeDtypeStruct((rows,), jnp.int32),
     'view': jax.ShapeDtypeStruct((rows,), jnp.int32),
   }
   return state, constants, batch

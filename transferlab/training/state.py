@@ -31,7 +31,7 @@ class Member:
     order: which example stands where.
     record: preprocessing as arrays 'shift' and 'scale'.
     seed: of the run.
-    source: 'variables' of the source's network and its 'preprocessing' (as `record`), for terms that ask it.
+    asked: 'variables' and 'preprocessing' (as `record`) of the networks that terms ask, by name.
     fisher: Fisher information of the values of `start_point`, None where there are none; for terms that need it.
   """
 
@@ -42,7 +42,7 @@ class Member:
   order: Order
   record: dict[str, Any]
   seed: int
-  source: dict[str, Any] | None = None
+  asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   fisher: Any = None
 
 

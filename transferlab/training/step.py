@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from transferlab.data import augmentation, preprocessing
 from transferlab.data.augmentation import Augment
 from transferlab.networks import layers
 from transferlab.networks.network import Network
+from transferlab.objectives import SOURCE
 from transferlab.objectives.objective import Objective, SourceHead, View
 from transferlab.training import averaging, optimizer, partition, transforms
 from transferlab.training.transforms import Transformation
@@ -32,6 +33,24 @@ TRANSFORMS = 2**32 - 2  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+  """A network beside the one that trains, whose outputs terms look at: the source's, or a teacher.
+
+  Attributes:
+    dtype: in which it is run.
+  """
+
+  name: str
+  network: Network
+  dtype: str = 'float32'
+
+  @property
+  def head(self) -> str:
+    """The stage that is its head."""
+    return self.network.stages[-1]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """The static half of a phase: what determines the compiled step, apart from shapes.
 
@@ -43,7 +62,9 @@ class Method:
     classes: of a label that is a class number, whose accuracy is logged; 0 for other labels.
     start: the stage at which a step starts, where batches hold the outputs of the stage before it (feature_cache.py);
       None: the first, on inputs that are augmented and preprocessed here.
-    source: the source's network, where a term looks at its outputs on the same inputs.
+    asked: the networks whose outputs on the same inputs a term looks at.
+    recorded: the names of those whose outputs batches bring along.
+    examples: in training, where a term needs to know.
     transforms: what becomes of parameters before they are applied.
     average: the running average that is kept: 'exponential', 'uniform' or None.
     anchored: the values from which the phase starts are kept, to go back to part of the way.
@@ -60,7 +81,9 @@ class Method:
   high: float
   classes: int
   start: str | None = None
-  source: Network | None = None
+  asked: tuple[Asked, ...] = ()
+  recorded: frozenset[str] = frozenset()
+  examples: int | None = None
   transforms: tuple[Transformation, ...] = ()
   average: str | None = None
   anchored: bool = False
@@ -101,11 +124,11 @@ def train_step(
 
   Args:
     state: see `begin`; may change values, never structure, shape or dtype.
-    constants: 'frozen' (tree with holes), 'source' (tree or None), 'fisher' (likewise), 'source_network' ('variables'
-      and 'preprocessing' of `method.source`, or None), 'preprocessing' {'shift', 'scale'}, 'key' (the
+    constants: 'frozen' (tree with holes), 'source' (tree or None), 'fisher' (likewise), 'asked' ('variables' and
+      'preprocessing' of the networks in `method.asked`, by name), 'preprocessing' {'shift', 'scale'}, 'key' (the
       run's), 'hyper' (optimizer.hyperparameters), 'weights' {term: weight}.
-    batch: 'x' [batch, …] as held, 'label' [batch, …] or {task: …}, 'place' [batch] in the global batch, 'mask' [batch]
-      or None where all are real.
+    batch: 'x' [batch, …] as held, 'label' [batch, …] or {task: …}, 'place' [batch] in the global batch, 'row' [batch]
+      among the training examples, 'mask' [batch] or None where all are real; and 'recorded' outputs by name and stage.
     axis: name of the mapped axis under pmap; sums then go over its devices.
 
   Returns:
@@ -161,16 +184,34 @@ def _loss(
     outputs = {stages[stages.index(method.start) - 1]: inputs, **outputs}
     stats = {**state['stats'], **stats}
   progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
-  further = {'fisher': constants['fisher'], **_of_source(method, constants['source_network'], batch, outputs)}
+  further = {
+    'fisher': constants['fisher'],
+    'inputs': inputs,
+    'stats': state['stats'],
+    'again': functools.partial(_again, method, inputs, batch['mask']),
+    **_asked(method, constants['asked'], batch, outputs),
+  }
   view = functools.partial(
-    _view, method.network, outputs, batch, params, constants['source'], keys, progress, total, further=further
+    view_of, method.network, outputs, batch, params, constants['source'], keys, progress, total, further=further
   )
   values, measured, term_stats = method.objective(view, own)
   if method.classes and not isinstance(batch['label'], Mapping):
     measured['accuracy'] = accuracy(outputs[method.network.stages[-1]], batch['label'])
   means = _means({**measured, **values}, batch['mask'], total, devices)
-  loss = sum(constants['weights'][name] * means[name] for name in values)
+  loss = sum(_weight(method.objective, name, progress) * constants['weights'][name] * means[name] for name in values)
   return jnp.asarray(loss), (means, stats, term_stats)
+
+
+def _weight(objective: Objective, name: str, progress: Array) -> Array | float:
+  """The factor of a term's weight at this point of the phase."""
+  schedule = objective.schedules.get(name)
+  return 1.0 if schedule is None else optimizer.schedule_factor(schedule, progress, optimizer.schedule_values(schedule))
+
+
+def _again(method: Method, inputs: Any, mask: Array, params: Any, stats: Any) -> dict[str, Any]:
+  """The outputs of the network with other weights on the same inputs, in evaluation mode."""
+  given = {**(inputs if isinstance(inputs, Mapping) else {'x': inputs}), 'example_mask': mask}
+  return method.network.apply({'params': params, 'stats': stats}, given, start=method.start)[0]
 
 
 def view_keys(key: Array, ids: Array, view: Array) -> Array:
@@ -193,20 +234,44 @@ def _transformed(method: Method, params: Any, constants: Constants, step: Array)
   return transforms.apply(method.transforms, params, constants['source'], key)
 
 
-def _of_source(method: Method, source: Any, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
-  """What the source's network makes of the batch, for a view; nothing where no term asks.
+def _asked(method: Method, constants: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
+  """What other networks make of the batch, for a view; nothing where no term asks.
 
   Args:
-    source: its 'variables' and 'preprocessing'.
+    constants: 'variables' and 'preprocessing' of each.
     outputs: of the network that trains.
   """
-  if method.source is None:
-    return {}
-  x = preprocessing.apply(batch['x'], **source['preprocessing'])
-  theirs, _ = method.source.apply(source['variables'], {'x': x, 'example_mask': batch['mask']})
-  theirs = lax.stop_gradient(theirs)
-  value = before_head(method.network, outputs, x)
-  return {'source_outputs': theirs, 'source_head': source_head(method.source, source['variables'], value, theirs)}
+  further: dict[str, Any] = {}
+  if method.examples is not None:
+    further = {'rows': batch['row'], 'examples': method.examples}
+  if not method.asked:
+    return further
+  theirs = {}
+  for one in method.asked:
+    own = constants[one.name]
+    theirs[one.name] = (
+      batch['recorded'][one.name] if one.name in method.recorded else answers(one, own, batch['x'], batch['mask'])
+    )
+  if 'source_head' in method.objective.needs:
+    (source,) = (one for one in method.asked if one.name == SOURCE)
+    value = before_head(method.network, outputs, batch['x'])
+    variables = constants[SOURCE]['variables']
+    further['source_head'] = source_head(source.network, variables, value, theirs[SOURCE])
+  return {**further, 'asked': theirs, 'heads': {one.name: one.head for one in method.asked}}
+
+
+def answers(asked: Asked, constants: Mapping[str, Any], x: Array, mask: Array | None = None) -> dict[str, Any]:
+  """The outputs of another network by stage, in evaluation mode and float32; nothing is differentiated.
+
+  Args:
+    constants: its 'variables' and 'preprocessing'.
+    x: inputs as held, augmented.
+  """
+  variables, dtype = constants['variables'], jnp.dtype(asked.dtype)
+  inputs = preprocessing.apply(x, **constants['preprocessing'])
+  variables, inputs = jax.tree.map(lambda leaf: leaf.astype(dtype), (variables, inputs))
+  outputs, _ = asked.network.apply(variables, inputs if mask is None else {'x': inputs, 'example_mask': mask})
+  return lax.stop_gradient(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs))
 
 
 def before_head(network: Network, outputs: Mapping[str, Any], x: Array) -> Any:
@@ -238,7 +303,7 @@ def _augmented(method: Method, batch: Batch, run_key: Array, keys: Array) -> Bat
   return {'x': x, 'label': labels}
 
 
-def _view(
+def view_of(
   network: Network,
   outputs: Any,
   batch: Batch,
@@ -248,9 +313,11 @@ def _view(
   progress: Array,
   total: Callable[[Array], Array],
   task: str | None,
+  teacher: str | None,
   *,
   further: Mapping[str, Any] = {},
 ) -> View:
+  """What a term of this task, asking this teacher, looks at; `further` are fields of the view."""
   output, labels = outputs[network.stages[-1]], batch['label']
   return View(
     outputs=outputs,
@@ -262,6 +329,9 @@ def _view(
     key=layers.fold_in(keys, TERMS),
     progress=progress,
     total=total,
+    task=task,
+    teacher=teacher,
+    head=network.stages[-1],
     **further,
   )
 
@@ -289,88 +359,3 @@ def accuracy(logits: Array, labels: Array) -> Array:
   """[batch] of 1 where the largest logit stands at the label (the largest target, where targets are soft)."""
   labels = labels.argmax(-1) if labels.ndim == logits.ndim else labels
   return (logits.argmax(-1) == labels).astype(jnp.float32)
-
-
-class _Noted(Mapping):
-  """Outputs by stage that remember which were looked at."""
-
-  def __init__(self, outputs: Mapping[str, Any]):
-    self.outputs, self.read = outputs, set[str]()
-
-  def __getitem__(self, stage: str) -> Any:
-    value = self.outputs[stage]
-    self.read.add(stage)
-    return value
-
-  def __contains__(self, stage: object) -> bool:
-    return stage in self.outputs
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self.outputs)
-
-  def __len__(self) -> int:
-    return len(self.outputs)
-
-
-def stages_read(method: Method, shapes: Mapping[str, Any], example: Mapping[str, Any]) -> set[str]:
-  """The stages whose outputs the objective's terms look at, beside the head's.
-
-  Args:
-    shapes: the network's variables as shapes.
-    example: 'x' and 'label' of a batch of two, as shapes.
-  """
-  noted: list[_Noted] = []
-
-  def trace(variables: Any, batch: Any) -> Any:
-    full = with_terms(method.network, [method.objective], variables, batch, 0)
-    outputs, _ = method.network.apply(variables, batch['x'])
-    noted.append(_Noted(outputs))
-    seen = {'label': batch['label'], 'mask': jnp.ones(2, bool)}
-    keys = jax.random.split(jax.random.key(0), 2)
-    view = functools.partial(
-      _view, method.network, noted[0], seen, full['params'], variables['params'], keys, jnp.zeros(()), lambda v: v,
-      further={'fisher': variables['params']},
-    )  # fmt: skip
-    return method.objective(view, {'params': full['params'].get('terms', {}), 'stats': full['term_stats']})
-
-  jax.eval_shape(trace, shapes, dict(example))
-  return noted[0].read - {method.network.stages[-1]}
-
-
-def with_terms(
-  network: Network,
-  objectives: Sequence[Objective],
-  variables: Mapping[str, Any],
-  arrays: Mapping[str, Any],
-  seed: int,
-  source: tuple[Network, Any] | None = None,
-) -> dict[str, Any]:
-  """The variables with the parameters and state that terms start from: 'params', 'stats' and 'term_stats'.
-
-  All terms of all phases are there from the start, so the structure is the same throughout a run.
-
-  Args:
-    arrays: 'x' and 'label' of the training split; shapes decide, not values.
-    source: the source's network and its variables, where a term starts from its head.
-  """
-  key = jax.random.fold_in(jax.random.key(seed), TERM_START)
-  own: dict[str, dict] = {'params': {}, 'stats': {}}
-  for objective in dict.fromkeys(objectives):
-    if objective.plain:
-      continue
-    labels = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape[1:]), leaf.dtype), arrays['label'])
-    x = jnp.zeros((2, *arrays['x'].shape[1:]))
-    outputs, _ = network.apply(variables, x)
-    batch = {'label': labels, 'mask': jnp.ones(2, bool)}
-    further: dict[str, Any] = {}
-    if source is not None and 'source_head' in objective.needs:
-      theirs, _ = source[0].apply(source[1], x)
-      further['source_head'] = source_head(*source, before_head(network, outputs, x), theirs)
-    keys = jax.random.split(key, 2)
-    view = functools.partial(
-      _view, network, outputs, batch, variables['params'], None, keys, jnp.zeros(()), lambda v: v, further=further
-    )
-    created = objective.init(view, key)
-    own = {kind: {**created[kind], **own[kind]} for kind in own}
-  params = {**variables['params'], **({'terms': own['params']} if own['params'] else {})}
-  return {'params': params, 'stats': variables['stats'], 'term_stats': own['stats']}
