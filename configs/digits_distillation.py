@@ -1,7 +1,9 @@
 """A small student learns digits from a larger teacher's answers, on half of the images the teacher saw, and no labels.
 
 python -m transferlab.main --config=configs/digits_distillation.py
-Seen (seed 0, two CPU cores): not measured
+Seen (seeds 0, 1, 2; two CPU cores): test accuracy .837 .898 .870, the teacher's .987 .983 .981; the same student from
+the labels of these images (--config.target.data.labelled=True --config.objective=None --config.teachers={})
+.831 .865 .872. 12 s.
 """
 
 import ml_collections
