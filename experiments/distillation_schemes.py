@@ -38,7 +38,7 @@ def get_config(arg: str = ''):
       'target.data': dict(digits, fraction=0.5, labelled=False),
     },
     'kd from a transplant': taught(
-      KD, **{'source': dict(data=dict(digits, half=0), phases=phases), 'transplant': [('head', 'init'), ('.*', 'copy')]}
+      KD, source=dict(data=dict(digits, half=0), phases=phases), transplant=[('head', 'init'), ('.*', 'copy')]
     ),
     'born again, second': taught(KD, by=plain),
     'born again, third': taught(KD, by=again),
