@@ -149,6 +149,31 @@ def _plain(stages: Stages, loss: Callable[[View, str, str], Array], couples: boo
   return Term(nothing, apply, stages=tuple(both), couples=couples, needs=('teacher_outputs',))
 
 
+def _regressing(
+  stages: Stages, begin: Callable[[Array, int, int], dict], loss: Callable[[dict, Array, Array], Array]
+) -> Term:
+  """A loss with parameters for every pair of stages, summed over the pairs.
+
+  Args:
+    begin: `begin(key, student's channels, teacher's) -> parameters`, or {} where none are needed.
+    loss: `loss(parameters, student's features, teacher's) -> [batch]`.
+  """
+  both = pairs(stages)
+
+  def init(view: View, key: Array) -> dict:
+    made = {}
+    for number, (mine, theirs) in enumerate(both.items()):
+      student, teacher = _features(view, mine, theirs)
+      made[mine] = begin(jax.random.fold_in(key, number), student.shape[-1], teacher.shape[-1])
+    return {'params': {name: own for name, own in made.items() if own}, 'stats': {}}
+
+  def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
+    losses = [loss(own['params'].get(mine, {}), *_features(view, mine, theirs)) for mine, theirs in both.items()]
+    return jnp.stack(losses).sum(axis=0), {}, {}
+
+  return Term(init, apply, stages=tuple(both), needs=('teacher_outputs',))
+
+
 def hint(*, stages: Stages) -> Term:
   """½ ‖regressor(student) − teacher‖² of features (Romero et al. 2015, FitNets): see distillation.hint.
 
@@ -157,25 +182,8 @@ def hint(*, stages: Stages) -> Term:
   Args:
     stages: {student's: teacher's}, or the names of stages that both have; they add up.
   """
-  both = pairs(stages)
-
-  def init(view: View, key: Array) -> dict:
-    made = {}
-    for number, (mine, theirs) in enumerate(both.items()):
-      student, teacher = _features(view, mine, theirs)
-      if student.shape[-1] != teacher.shape[-1]:
-        made[mine] = linear_init(jax.random.fold_in(key, number), student.shape[-1], teacher.shape[-1])
-    return {'params': made, 'stats': {}}
-
-  def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
-    losses = []
-    for mine, theirs in both.items():
-      student, teacher = _features(view, mine, theirs)
-      student = linear(own['params'][mine], student) if mine in own['params'] else student
-      losses.append(distillation.hint(student, teacher))
-    return jnp.stack(losses).sum(axis=0), {}, {}
-
-  return Term(init, apply, stages=tuple(both), needs=('teacher_outputs',))
+  begin = lambda key, inputs, width: {} if inputs == width else linear_init(key, inputs, width)
+  return _regressing(stages, begin, lambda own, s, t: distillation.hint(linear(own, s) if own else s, t))
 
 
 def attention_transfer(*, stages: Stages, power: Temperature = 2.0, squared: bool = False) -> Term:
@@ -242,28 +250,19 @@ def variational(*, stages: Stages) -> Term:
   Args:
     stages: {student's: teacher's}, or the names of stages that both have; they add up.
   """
-  both = pairs(stages)
 
-  def init(view: View, key: Array) -> dict:
-    made = {}
-    for number, (mine, theirs) in enumerate(both.items()):
-      student, teacher = _features(view, mine, theirs)
-      inputs, width = student.shape[-1], teacher.shape[-1]
-      keys = jax.random.split(jax.random.fold_in(key, number), 3)
-      layers = {f'layer{i}': linear_init(k, inputs if i == 1 else width, width) for i, k in enumerate(keys, 1)}
-      made[mine] = {**layers, 'alpha': jnp.full(width, jnp.log(jnp.expm1(VARIANCE - FLOOR)))}
-    return {'params': made, 'stats': {}}
+  def begin(key: Array, inputs: int, width: int) -> dict:
+    keys = jax.random.split(key, 3)
+    layers = {f'layer{i}': linear_init(k, inputs if i == 1 else width, width) for i, k in enumerate(keys, 1)}
+    return {**layers, 'alpha': jnp.full(width, jnp.log(jnp.expm1(VARIANCE - FLOOR)))}
 
-  def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
-    losses = []
-    for mine, theirs in both.items():
-      (mean, teacher), mine_own = _features(view, mine, theirs), own['params'][mine]
-      for number in (1, 2, 3):
-        mean = linear(mine_own[f'layer{number}'], mean if number == 1 else jax.nn.relu(mean))
-      losses.append(distillation.variational(mean, teacher, jax.nn.softplus(mine_own['alpha']) + FLOOR))
-    return jnp.stack(losses).sum(axis=0), {}, {}
+  def loss(own: dict, student: Array, teacher: Array) -> Array:
+    mean = linear(own['layer1'], student)
+    for name in ('layer2', 'layer3'):
+      mean = linear(own[name], jax.nn.relu(mean))
+    return distillation.variational(mean, teacher, jax.nn.softplus(own['alpha']) + FLOOR)
 
-  return Term(init, apply, stages=tuple(both), needs=('teacher_outputs',))
+  return _regressing(stages, begin, loss)
 
 
 def contrastive(
