@@ -12,7 +12,8 @@ from typing import Any
 
 from transferlab import config, folder, paths, teachers
 from transferlab.errors import Interrupted, UserError
-from transferlab.preparation import FORMAT, Prepared, prepare, start
+from transferlab.identity import FORMAT
+from transferlab.preparation import Prepared, prepare, start
 from transferlab.pretrained import Weights
 from transferlab.screen import Screen
 from transferlab.settings import Run

@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab import checks, config, paths, pretrained, source_network, teachers, transplant
+from transferlab import checks, identity, paths, pretrained, source_network, teachers, transplant
 from transferlab.data import encoding, preprocessing
 from transferlab.data.loader import Order
-from transferlab.data.settings import FILES
 from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
 from transferlab.evaluation import metrics
@@ -24,8 +23,6 @@ from transferlab.pretrained import Weights
 from transferlab.settings import Run, Source, Target, Teacher
 from transferlab.source_network import OtherNetwork
 from transferlab.training.phases import length
-
-FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,30 +69,8 @@ class Prepared:
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
-    """What determines the results: values, contents of the data, format. Where files lie is outside it."""
-    data = {self.loaded.info.file or self.run.target.data.name: self.loaded.digest}
-    for name, further in self.run.evaluation.sets.items():
-      data[f'evaluation.sets.{name}: {further.name}'] = load(further, self.seed).digest
-    if self.source is not None:
-      data |= {f'source: {name}': digest for name, digest in self.source.identity['data'].items()}
-    if self.weights is not None:
-      data |= {'source weights': self._digest_weights(self.weights)}
-    for name, teacher in self.teachers.items():
-      data |= {f'teacher {name}: {part}': digest for part, digest in teachers.contents(teacher).items()}
-    named = {_basename(name): digest for name, digest in data.items()}
-    values = _without_folders(config.identity(self.run))
-    if self.weights is not None and self.weights.contents is not None:
-      values['source'] = 'a file: its digest says which'
-    for name, teacher in self.teachers.items():
-      if teacher.weights is not None and teacher.weights.contents is not None:
-        values['teachers'][name] |= {'weights': 'a file: its digest says which', 'part': None, 'names': []}
-    return {'format': FORMAT, 'config': values, 'data': named}
-
-  def _digest_weights(self, weights: Weights) -> str:
-    taken: dict[str, set[str]] = {'params': set(), 'stats': set()}
-    for origin in self.plan.origins if self.plan else ():
-      taken[origin.kind] |= {origin.source} if origin.source else set()
-    return pretrained.digest(weights, taken)
+    """What determines the results; see identity.py."""
+    return identity.of(self)
 
   def order(self) -> Order:
     """Which training example stands where."""
@@ -127,23 +102,6 @@ class Prepared:
     if value is None:
       return float('-inf')
     return value if metrics.higher_is_better(name) else -value
-
-
-def _basename(name: str) -> str:
-  return name.rpartition('/')[2]
-
-
-def _without_folders(values: Any) -> Any:
-  """Values with 'npz:FOLDER/FILE' as 'npz:FILE', and weights by their last part: digests tell them apart."""
-  if isinstance(values, dict):
-    return {
-      key: _basename(value) if key == 'weights' and isinstance(value, str) else _without_folders(value)
-      for key, value in values.items()
-    }
-  if isinstance(values, list):
-    return [_without_folders(value) for value in values]
-  kind, colon, path = values.partition(':') if isinstance(values, str) else ('', '', '')
-  return f'{kind}:{_basename(path)}' if colon and kind in FILES and kind != 'tfds' else values
 
 
 def source_run(run: Run, spec: Source) -> Run:
