@@ -250,6 +250,31 @@ def test_a_closing_default_of_weight_decay_may_be_idle():
   assert built.decay == ({'layer1/kernel', 'layer1/bias', 'layer2/kernel'}, {'head/kernel'}, set())
 
 
+# ------------------------------------------------------------------------------------------------- weight constraints
+@pytest.mark.parametrize('rules', [0.4, [('layer1', 0.4), ('.*/kernel', 0.2)]])
+def test_the_weights_that_come_into_a_unit_keep_within_their_norm(rules):
+  """After every step, column by column; biases and what is shorter stay as they are."""
+  largest = {path: rules if isinstance(rules, float) else 0.4 if path.startswith('layer1') else 0.2 for path in START}
+  expected, cut = {}, 0
+  for path, value in START.items():
+    value, memory = value.astype(np.float64), {}
+    for number in range(STEPS):
+      value = value - 0.05 * _momentum(_gradient(path, value, number), memory, number + 1)
+      for unit in range(value.shape[-1]) if value.ndim > 1 else ():
+        norm = np.linalg.norm(value[..., unit])
+        if norm > largest[path]:
+          value[..., unit] *= largest[path] / norm
+          cut += 1
+    expected[path] = value
+  assert cut
+  _close(_ours(_phase(optimizer='momentum', learning_rate=0.05, max_norm=rules)), expected)
+
+
+def test_a_phase_without_constraints_keeps_its_identity_and_its_program():
+  assert 'max_norm' not in config.identity(_phase())
+  assert optimizer.build(_phase(), list(START), list(START), STAGES, 'phase').norms == ()
+
+
 # -------------------------------------------------------------------------------------------------------- clipping
 @pytest.mark.parametrize('largest', [0.5, 1e6])
 def test_clipping_is_by_the_global_norm_of_what_trains_and_of_that_alone(largest):
@@ -386,6 +411,7 @@ def test_a_schedule_starts_with_its_phase_and_multiplies_the_rates():
     ({'optimizer': 'adamw', 'optimizer_options': {'weight_decay': 0.5}}, "for adamw: 'weight_decay'"),
     ({'optimizer_options': {'b1': 'x'}}, "phase.optimizer_options: optax.adam refuses {'b1': 'x'}"),
     ({'weight_decay': [('haed', 0.1)]}, "phase.weight_decay: pattern 'haed' matches no parameter; nearest: head"),
+    ({'max_norm': [('haed', 0.1)]}, "phase.max_norm: pattern 'haed' matches no parameter; nearest: head"),
   ],
 )
 def test_a_mistaken_optimizer_is_answered_with_the_nearest(values, message):

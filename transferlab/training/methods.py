@@ -262,7 +262,8 @@ def _static(phase: Phase) -> str:
   static = phase.model_dump(include={'optimizer', 'optimizer_options', 'clip', 'weight_decay_form'})
   schedule = phase.schedule.model_dump(include={'name', 'at', 'factor'})
   decay = [pattern for pattern, _ in optimizer.decay_rules(phase.weight_decay)]
-  return json.dumps([static, schedule, decay, [spec.model_dump() for spec in phase.transform]], sort_keys=True)
+  norms = [pattern for pattern, _ in optimizer.norm_rules(phase.max_norm)]
+  return json.dumps([static, schedule, decay, norms, [spec.model_dump() for spec in phase.transform]], sort_keys=True)
 
 
 def stage_leaves(network: Network, leaves: Sequence[str]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ such values share one compilation, and can be trained together under `vmap`.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +58,7 @@ class Optimizer:
     core: optax transformation at learning rate 1.
     clip: largest global norm of the gradient, before any weight decay is added to it.
     decay: for each weight-decay rule the trainable paths it holds for.
+    norms: for each rule of `max_norm` the trainable kernels it holds for.
     coupled: weight decay is added to the gradient, rather than to the update.
     schedule: how the rates move.
   """
@@ -64,6 +66,7 @@ class Optimizer:
   core: optax.GradientTransformation
   clip: float | None
   decay: tuple[frozenset[str], ...]
+  norms: tuple[frozenset[str], ...]
   coupled: bool
   schedule: Schedule
 
@@ -93,16 +96,18 @@ def build(
   except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
     reason = str(error).strip().partition('\n')[0]
     raise UserError(f'{where}.optimizer_options: optax.{name} refuses {options}: {reason}') from None
-  decay = _decay_paths(phase, trainable, leaves, stages, f'{where}.weight_decay')
+  held = functools.partial(_rule_paths, trainable=trainable, leaves=leaves, stages=stages)
+  decay = held(decay_rules(phase.weight_decay), where=f'{where}.weight_decay')
+  norms = held(norm_rules(phase.max_norm), where=f'{where}.max_norm')
   coupled = phase.weight_decay_form == 'coupled' or (phase.weight_decay_form == 'auto' and not own_decay)
-  return Optimizer(core, phase.clip, decay, coupled, phase.schedule)
+  return Optimizer(core, phase.clip, decay, norms, coupled, phase.schedule)
 
 
-def _decay_paths(
-  phase: Phase, trainable: Sequence[str], leaves: Sequence[str], stages: Sequence[str], where: str
+def _rule_paths(
+  given: Sequence[tuple[str, float]], trainable: Sequence[str], leaves: Sequence[str], stages: Sequence[str], where: str
 ) -> tuple[frozenset[str], ...]:
-  """For each weight-decay rule the trainable paths it holds for; leaves of terms need no rule."""
-  patterns = [pattern for pattern, _ in decay_rules(phase.weight_decay)]
+  """For each rule the trainable paths it holds for; leaves of terms need no rule."""
+  patterns = [pattern for pattern, _ in given]
   if not patterns:
     return ()
   rules = [(pattern, number) for number, pattern in enumerate(patterns)]
@@ -119,12 +124,20 @@ def decay_rules(weight_decay: float | RateRules) -> list[tuple[str, float]]:
   return [rule for rule in weight_decay if rule[0] != '.*' or rule[1]]
 
 
+def norm_rules(max_norm: float | RateRules | None) -> list[tuple[str, float]]:
+  """Largest norms as rules; none where there are no limits."""
+  if max_norm is None:
+    return []
+  return [('.*', float(max_norm))] if isinstance(max_norm, float | int) else list(max_norm)
+
+
 def hyperparameters(phase: Phase, rates: Mapping[str, float], start: int, steps: int) -> dict[str, Any]:
   """The arrays of a phase's optimizer: rates by leaf, weight decay by rule, and the phase's place in the run."""
   schedule = phase.schedule
   return {
     'rates': {path: jnp.float32(rate) for path, rate in rates.items()},
     'weight_decay': [jnp.float32(value) for _, value in decay_rules(phase.weight_decay)],
+    'max_norm': [jnp.float32(value) for _, value in norm_rules(phase.max_norm)],
     'start': jnp.int32(start),
     'steps': jnp.float32(steps),
     **schedule_values(schedule),
@@ -163,7 +176,20 @@ def update(
   factor = schedule_factor(optimizer.schedule, (step - hyper['start']) / hyper['steps'], hyper)
   rates = paths.unflatten({path: hyper['rates'].get(path) for path in paths.flatten(trainable)})
   updates = jax.tree.map(lambda u, rate: (u * (rate * factor)).astype(u.dtype), updates, rates)
-  return optax.apply_updates(trainable, updates), state, factor
+  return _limited(optimizer, optax.apply_updates(trainable, updates), hyper), state, factor
+
+
+def _limited(optimizer: Optimizer, trainable: Any, hyper: Mapping[str, Any]) -> Any:
+  """The parameters with the weights that come into each unit (all axes of a kernel but the last) cut to their norm."""
+  if not optimizer.norms:
+    return trainable
+  flat = paths.flatten(trainable)
+  for chosen, largest in zip(optimizer.norms, hyper['max_norm']):
+    for path in sorted(chosen):
+      if flat[path].ndim > 1:
+        norms = jnp.sqrt(jnp.square(flat[path]).sum(axis=tuple(range(flat[path].ndim - 1))))
+        flat[path] = flat[path] * (largest / jnp.maximum(norms, largest))
+  return paths.unflatten(flat)
 
 
 def _decayed(optimizer: Optimizer, updates: Any, trainable: Any, hyper: Mapping[str, Any], sign: float = 1.0) -> Any:

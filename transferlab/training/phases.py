@@ -108,6 +108,12 @@ class Phase(Schema):
     description='coupled: added to the gradient (L2, as torch.optim.SGD); decoupled: added to the update, times the '
     'learning rate (AdamW); auto: decoupled for optimizers that have weight decay of their own, else coupled',
   )
+  max_norm: Annotated[float, pydantic.Field(gt=0)] | RateRules | None = pydantic.Field(
+    None,
+    description='largest norm of the weights that come into a unit, after every step (Srivastava et al. 2014, '
+    'Dropout, section 5.1); one value for all kernels, or rules [(pattern, value), …]',
+    json_schema_extra=LATER,
+  )
   schedule: Schedule = pydantic.Field(Schedule(), description='how the rate moves over the phase')
   clip: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
     None, description='largest global norm of the gradient of what trains'
