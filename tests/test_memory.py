@@ -43,6 +43,7 @@ def _peak(tmp_path, count):
   return int(done.stdout) * (1 if sys.platform == 'darwin' else 1024)
 
 
+@pytest.mark.long
 def test_the_memory_of_a_streamed_run_does_not_grow_with_its_data(tmp_path):
   few, many = 400, 4000
   grown = _peak(tmp_path, many) - _peak(tmp_path, few)

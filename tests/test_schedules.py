@@ -336,6 +336,7 @@ def newest(place):
   return max(checkpoints.steps(place / 'checkpoints'), default=0) if place.exists() else 0
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_at_a_boundary_and_again_inside_a_phase_ends_with_the_same_bits(tmp_path):
   (tmp_path / 'config.py').write_text(CONFIG)
   assert launched(tmp_path, 'undisturbed').wait() == 0, (tmp_path / 'undisturbed.txt').read_text()

@@ -140,7 +140,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
+LONG = ('answers', 'padded batches', 'two views')  # others hold what these show, and more
+
+
+@pytest.mark.parametrize('case', [pytest.param(c, marks=pytest.mark.long if c in LONG else ()) for c in CASES])
 def test_a_teacher_that_is_asked_once_teaches_the_same(case, tmp_path):
   objective, data, phases = CASES[case]
   found = {}
@@ -210,8 +213,8 @@ def test_answers_in_bfloat16_are_near_those_in_float32(place, tmp_path):
   'objective, more',
   [
     ([KD, HINT, MEMORY], {}),
-    ([KD, HINT, MEMORY], {'data': {'augment': {'shift': 1}}}),
-    ([KD, HINT], {'parallel': {'compile': 'pmap'}}),
+    pytest.param([KD, HINT, MEMORY], {'data': {'augment': {'shift': 1}}}, marks=pytest.mark.long),
+    pytest.param([KD, HINT], {'parallel': {'compile': 'pmap'}}, marks=pytest.mark.long),
     ([KD, MEMORY], {'data': {'hold': 'stream', **VIEWS}}),
   ],
   ids=['asked once', 'asked in every step', 'under pmap', 'streaming'],
@@ -228,7 +231,7 @@ def test_a_stop_changes_nothing(objective, more, tmp_path):
   assert_same(tmp_path / 'parts', tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('use', ['auto', 'never'])
+@pytest.mark.parametrize('use', ['auto', pytest.param('never', marks=pytest.mark.long)])
 def test_a_population_learns_as_each_student_does_alone(use, place):
   runs = [settings(KD, HINT, MEMORY, use=use, seed=seed) for seed in (0, 1)]
   prepared = [prepare(run) for run in runs]

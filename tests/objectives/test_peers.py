@@ -178,9 +178,11 @@ def test_shallow_classifiers_learn_from_labels_and_from_the_deepest():
   'objective, more',
   [
     ([MEAN, MUTUAL, DEEP], {}),
-    ([MEAN], {'network': CONVNET}),
+    pytest.param([MEAN], {'network': CONVNET}, marks=pytest.mark.long),
     ([MEAN, MUTUAL], {'parallel': {'compile': 'pmap'}}),
-    ([MEAN, MUTUAL], {'target': {'data': {**DATA, 'hold': 'stream', 'augment': {'shift': 1}}}}),
+    pytest.param(
+      [MEAN, MUTUAL], {'target': {'data': {**DATA, 'hold': 'stream', 'augment': {'shift': 1}}}}, marks=pytest.mark.long
+    ),
   ],
   ids=['all', 'running statistics', 'under pmap', 'streaming'],
 )

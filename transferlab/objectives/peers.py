@@ -75,28 +75,18 @@ def mutual(*, networks: Networks, temperature: Temperature = 1.0) -> Term:
     networks: the other students, as config.network names them.
     temperature: T; the paper's is 1.
   """
-  from transferlab.networks import network as built
-
-  def students(view: View) -> dict[str, Any]:
-    made = {}
-    for number, spec in enumerate(networks, 1):
-      if 'name' not in spec:
-        raise UserError(f'config.objective: mutual.networks.{number - 1}: name is missing')
-      options = {name: value for name, value in spec.items() if name != 'name'}
-      made[f'student{number}'] = built.build(spec['name'], options, view.inputs.shape[1:], view.output.shape[-1])
-    return made
 
   def init(view: View, key: Array) -> dict:
     begun = {
       name: network.init(jax.random.fold_in(key, number))
-      for number, (name, network) in enumerate(students(view).items())
+      for number, (name, network) in enumerate(_students(networks, view).items())
     }
     stats = {name: variables['stats'] for name, variables in begun.items() if variables['stats']}
     return {'params': {name: variables['params'] for name, variables in begun.items()}, 'stats': stats}
 
   def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
     answers, stats, measured = {'own': view.output}, {}, {}
-    for number, (name, network) in enumerate(students(view).items(), 1):
+    for number, (name, network) in enumerate(_students(networks, view).items(), 1):
       variables = {'params': own['params'][name], 'stats': own['stats'].get(name, {})}
       inputs = {'x': view.inputs, 'example_mask': view.mask}
       keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(view.key, number)
@@ -116,6 +106,19 @@ def mutual(*, networks: Networks, temperature: Temperature = 1.0) -> Term:
     return sum(losses), measured, stats
 
   return Term(init, apply, needs=('inputs', 'labels'))
+
+
+def _students(networks: Networks, view: View) -> dict[str, Any]:
+  """The other students by name, for inputs and classes as in the view."""
+  from transferlab.networks import network as built
+
+  made = {}
+  for number, spec in enumerate(networks):
+    if 'name' not in spec:
+      raise UserError(f'config.objective: mutual.networks.{number}: name is missing')
+    options = {name: value for name, value in spec.items() if name != 'name'}
+    made[f'student{number + 1}'] = built.build(spec['name'], options, view.inputs.shape[1:], view.output.shape[-1])
+  return made
 
 
 # ---------------------------------------------------------------------------------------------------- self-distillation

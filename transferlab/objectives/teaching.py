@@ -24,6 +24,7 @@ Ramp = Temperature | Annotated[list[Temperature], pydantic.Field(min_length=2, m
 Stages = Annotated[dict[str, str], pydantic.Field(min_length=1)] | Annotated[list[str], pydantic.Field(min_length=1)]
 Pair = Annotated[dict[str, str], pydantic.Field(min_length=1, max_length=1)] | str
 VARIANCE, FLOOR = 5.0, 1e-5  # of `variational`: at the start, and never less
+SIDES = ('student', 'teacher')
 
 
 def pairs(stages: Stages | Pair) -> dict[str, str]:
@@ -288,41 +289,43 @@ def contrastive(
     momentum: share of the old embedding that stays in the memory.
   """
   ((mine, theirs),) = pairs(stage).items()
-  sides = ('student', 'teacher')
 
   def init(view: View, key: Array) -> dict:
     keys, inputs = jax.random.split(key, 4), [x.shape[-1] for x in _pooled(view, mine, theirs)]
-    params = {side: linear_init(k, size, width) for side, k, size in zip(sides, keys, inputs)}
+    params = {side: linear_init(k, size, width) for side, k, size in zip(SIDES, keys, inputs)}
     stats: dict[str, Any] = {'log_normalizer': jnp.zeros(2), 'known': jnp.zeros(())}
     if negatives is not None:
-      assert view.examples is not None
       draw = lambda k: distillation.unit(jax.random.normal(k, (view.examples, width)))
-      stats['memory'] = {side: draw(k) for side, k in zip(sides, keys[2:])}
+      stats['memory'] = {side: draw(k) for side, k in zip(SIDES, keys[2:])}
     return {'params': params, 'stats': stats}
 
   def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
-    given = zip(sides, _pooled(view, mine, theirs))
+    given = zip(SIDES, _pooled(view, mine, theirs))
     now = {side: distillation.unit(linear(own['params'][side], x)) for side, x in given}
-    stats = own['stats']
-    positive = (now['student'] * now['teacher']).sum(axis=-1) / temperature
-    if negatives is None:
-      others, drawn = now, view.mask & ~jnp.eye(len(positive), dtype=bool)
-    else:
-      rows = jax.random.randint(view.key[0], (negatives,), 0, view.examples)
-      others, drawn = jax.tree.map(lambda leaf: leaf[rows], stats['memory']), view.rows[:, None] != rows
-    scores = [now[side] @ others[other].T / temperature for side, other in (sides, sides[::-1])]
-    count = jnp.log(view.examples)
-    estimated = jnp.stack([_log_mean(each, drawn & view.mask[:, None]) + count for each in scores])
-    log_normalizer = jnp.where(stats['known'] > 0, stats['log_normalizer'], jax.lax.stop_gradient(estimated))
-    losses = [
-      distillation.contrastive(positive, each, view.examples, z, drawn) for each, z in zip(scores, log_normalizer)
-    ]
-    stats = {**stats, 'log_normalizer': log_normalizer, 'known': jnp.ones(())}
+    loss, stats = _contrasted(view, now, own['stats'], negatives, temperature)
     if negatives is not None:
       stats['memory'] = _remembered(stats['memory'], now, view, momentum)
-    return losses[0] + losses[1], {}, stats
+    return loss, {}, stats
 
   return Term(init, apply, stages=(mine,), couples=True, needs=('teacher_outputs', 'examples'))
+
+
+def _contrasted(
+  view: View, now: Mapping[str, Array], stats: Mapping[str, Any], negatives: int | None, temperature: float
+) -> tuple[Array, dict[str, Any]]:
+  """The losses of both sides, [batch], and the state with the normalisers of the first step."""
+  if negatives is None:
+    others, drawn = now, view.mask & ~jnp.eye(len(view.mask), dtype=bool)
+  else:
+    rows = jax.random.randint(view.key[0], (negatives,), 0, view.examples)
+    others, drawn = {side: bank[rows] for side, bank in stats['memory'].items()}, view.rows[:, None] != rows
+  positive = (now['student'] * now['teacher']).sum(axis=-1) / temperature
+  scores = [now[side] @ others[other].T / temperature for side, other in (SIDES, SIDES[::-1])]
+  known = drawn & view.mask[:, None]
+  estimated = jnp.stack([_log_mean(each, known) + jnp.log(view.examples) for each in scores])
+  first = jnp.where(stats['known'] > 0, stats['log_normalizer'], jax.lax.stop_gradient(estimated))
+  one, other = (distillation.contrastive(positive, s, view.examples, z, drawn) for s, z in zip(scores, first))
+  return one + other, {**stats, 'log_normalizer': first, 'known': jnp.ones(())}
 
 
 def _log_mean(scores: Array, which: Array) -> Float[Array, '']:
