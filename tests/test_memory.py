@@ -11,6 +11,7 @@ RUN = """
 import json, resource, sys
 
 import transferlab
+import pytest
 
 settings = json.loads(sys.argv[1])
 transferlab.run(settings, sys.argv[2])
