@@ -6,12 +6,12 @@ import sys
 
 import cv2
 import numpy as np
+import pytest
 
 RUN = """
 import json, resource, sys
 
 import transferlab
-import pytest
 
 settings = json.loads(sys.argv[1])
 transferlab.run(settings, sys.argv[2])
