@@ -8,7 +8,7 @@ from typing import Any
 from transferlab import paths
 from transferlab.data.examples import matched
 from transferlab.data.sources import Loaded, load
-from transferlab.errors import UserError
+from transferlab.errors import UserError, unknown
 from transferlab.evaluation import metrics
 from transferlab.settings import Run
 
@@ -31,14 +31,32 @@ def choices(run: Run, loaded: Loaded) -> None:
   task = next(iter(tasks.values()))
   metrics.check(run.evaluation.metrics or [], task)
   metrics.check([run.evaluation.select] if run.evaluation.select else [], task)
+  _correction(run, loaded)
   if 'validation' in loaded.splits:
     return
   if run.choose:
     raise UserError('config.choose needs validation data: set config.target.data.validation')
+  if run.evaluation.correct:
+    raise UserError('evaluation.correct chooses an offset on validation data: set config.target.data.validation')
   if any(phase.interpolate and len(phase.interpolate) > 1 for phase in run.phases):
     raise UserError('interpolate chooses among several shares on validation data: set config.target.data.validation')
   if any(phase.early_stop for phase in run.phases):
     raise UserError('early_stop needs validation data: set config.target.data.validation')
+
+
+def _correction(run: Run, loaded: Loaded) -> None:
+  """That the classes whose logits get an offset are there, and others beside them."""
+  classes = run.evaluation.correct or []
+  if classes and (loaded.info.tasks or loaded.info.task != 'classification'):
+    raise UserError('config.evaluation.correct is for one label of several classes')
+  for number in classes:
+    if number >= loaded.info.outputs:
+      raise unknown('config.evaluation.correct: class', str(number), map(str, range(loaded.info.outputs)))
+  if classes and len(set(classes)) == loaded.info.outputs:
+    raise UserError('config.evaluation.correct: some class has to stay as it is')
+  for name in run.evaluation.sets if classes else ():
+    if name.endswith(('_corrected', '_corrected_on_test')):
+      raise UserError(f'config.evaluation.sets.{name}: evaluation.correct gives sets of such names')
 
 
 def labels(run: Run, stretches: Sequence[Any]) -> None:

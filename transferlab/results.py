@@ -18,7 +18,7 @@ from transferlab import folder, source_network, teachers
 from transferlab.data import preprocessing
 from transferlab.data.examples import Info, matched
 from transferlab.data.sources import load
-from transferlab.evaluation import baselines, evaluate, metrics
+from transferlab.evaluation import baselines, bias, evaluate, metrics
 from transferlab.preparation import Prepared
 from transferlab.pretrained import Weights
 from transferlab.training import parallel
@@ -123,7 +123,7 @@ def final(
     predictions: folder for the predictions per example, of the selected weights (else the last); None: not written.
     test: False leaves out all but training and validation data.
     taught: weights of the teachers, with whose answers the network's are compared. What is kept of a teacher, and its
-      own metrics by split, stand under 'teachers'.
+      own metrics by split, stand under 'teachers'. The offsets of `evaluation.correct` stand under 'offsets'.
   """
   found: dict[str, Any] = {'last': {}, 'selected': None}
   names, info = prepared.run.evaluation.metrics, prepared.loaded.info
@@ -139,14 +139,25 @@ def final(
       for teacher, kept in teachers.record(prepared).items()
     }
   for which, variables in candidates.items():
-    measured = {}
+    measured, all_outputs = {}, {}
     for name, (x, label, ids) in everything.items():
-      outputs = outputs_on(prepared, variables, x)
+      outputs = all_outputs[name] = outputs_on(prepared, variables, x)
       measured[name] = measure(names, outputs, label, info) | teachers.compared(outputs, given.get(name, {}), info.task)
       if predictions is not None and which == list(candidates)[-1]:
         write_predictions(predictions / f'{name}.csv', outputs, ids, info, label)
     found[which] = measured
+    if test and (classes := prepared.run.evaluation.correct):
+      offsets = {name: bias.best_offset(all_outputs[name], everything[name][1], classes) for name in CHOOSING}
+      found.setdefault('offsets', {})[which] = offsets
+      for name in [name for name in everything if name not in ('train', 'validation')]:
+        for chosen, ending in CHOOSING.items():
+          moved = bias.shifted(all_outputs[name], classes, offsets[chosen])
+          measured[name + ending] = measure(names, moved, everything[name][1], info)
   return found
+
+
+# On what the offset of `evaluation.correct` is chosen, and what the sets that are measured with it are called.
+CHOOSING = {'validation': '_corrected', 'test': '_corrected_on_test'}
 
 
 def forgotten(prepared: Prepared, fitted: Fitted, weights: Weights | None, test: bool = True) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import pydantic
 
-from transferlab.config import LATER, OUTSIDE, Positive, Schema
+from transferlab.config import LATER, OUTSIDE, NonNegative, Positive, Schema
 from transferlab.data.settings import Data
 
 # It names a file of predictions.
@@ -21,6 +21,13 @@ class Evaluation(Schema):
     None, description='validation metric that chooses step, value and early stop; None: accuracy (mean_squared_error)'
   )
   sets: dict[SetName, Data] = pydantic.Field({}, description='further data sets to evaluate at the end, by name')
+  correct: Annotated[list[NonNegative], pydantic.Field(min_length=1)] | None = pydantic.Field(
+    None,
+    description='classes whose logits get one offset, chosen on validation data to make the fewest errors: sets are '
+    "measured with it as NAME_corrected, and with one chosen on the test split, as the paper's (Hinton et al. 2015, "
+    'section 3), as NAME_corrected_on_test',
+    json_schema_extra=LATER,
+  )
   forgotten: bool = pydantic.Field(
     False,
     description="measure the source's network on the source's test split before the target's training and after it "
