@@ -312,6 +312,20 @@ def test_frozen_stages_run_anew_where_the_source_is_asked_in_every_step(place):
   assert kept(KEEP, target={'data': {**DATA, 'augment': {'shift': 1}}}) == []
 
 
+def test_a_head_that_reads_the_inputs_reads_them_preprocessed(tmp_path):
+  """One stage, all of it copied: the old head answers as the source, so that the term starts as an entropy."""
+  data = {'name': 'wine', 'validation': 3, 'batch_size': 16}
+  for use in ('auto', 'never'):
+    run = config.validate(Run, {
+      'network': {'name': 'mlp', 'hidden': []},
+      'source': {'data': data, 'phases': [{'steps': 5, 'learning_rate': 1e-2}]},
+      'target': {'data': data}, 'transplant': [['.*', 'copy']], 'objective': [LABELS, KEEP],
+      'phases': [{'steps': 12, **SGD}], 'logging': {'every': 1}, 'feature_cache': {'use': use},
+    })  # fmt: skip
+    experiment.run(run, tmp_path / use)
+    assert 0 < logged(tmp_path / use, 'learning_without_forgetting')[1] < np.log(3) + 0.01
+
+
 def test_answers_of_the_source_that_are_kept_train_the_same(tmp_path):
   found = {}
   for use in ('auto', 'never'):

@@ -265,6 +265,39 @@ def test_generations_are_trained_in_order_and_once(tmp_path):
   assert 'agreement' in table['records'][1]['last']['test'] and 'agreement' not in table['records'][2]['last']['test']
 
 
+def test_generations_of_a_single_run_stand_beside_one_another(tmp_path):
+  first = {'data': DATA, 'phases': [{'steps': 6}]}
+  second = {**first, 'objective': [KD], 'teachers': {'previous': first}}
+  results = experiment.run(settings(KD, teachers={'big': second}), tmp_path / 'run')
+  assert not list((tmp_path / 'sources').glob('sources'))
+  inner = json.loads((tmp_path / results['teachers']['big']['from'] / 'results.json').read_text())
+  assert (tmp_path / inner['teachers']['previous']['from']).is_dir()
+
+
+def test_a_teacher_of_other_classes_lends_its_features_and_is_not_judged(tmp_path):
+  few = {**TEACHER, 'data': {**DATA, 'classes': [0, 1, 2]}}
+  results = experiment.run(settings(HINT, teachers={'big': few}), tmp_path / 'run')
+  assert set(results['teachers']['big']) == {'from', 'digests', 'parameters', 'dtype'}
+  assert 'agreement' not in results['last']['test']
+
+
+def test_values_that_are_numbered_otherwise_are_refused(tmp_path):
+  for name, colours in (('teacher', ['blue', 'amber', 'red', 'green']), ('student', ['red', 'green', 'blue'])):
+    rows = [f'{colours[i % len(colours)]},{i % 2}' for i in range(60)]
+    (tmp_path / f'{name}.csv').write_text('\n'.join(['colour,label', *rows]))
+  data = {
+    'label': 'label',
+    'columns': {'colour': 'category'},
+    'categorical': 'embedding',
+    'task': 'classification',
+    'batch_size': 8,
+  }
+  taught = {'big': {'data': {**data, 'name': f'csv:{tmp_path / "teacher.csv"}'}, 'phases': [{'steps': 2}]}}
+  target = {'data': {**data, 'name': f'csv:{tmp_path / "student.csv"}'}}
+  with pytest.raises(UserError, match="the values of the target's columns are numbered otherwise"):
+    prepare(config.validate(Run, {**config.resolved(settings(KD)), 'teachers': taught, 'target': target}))
+
+
 def test_a_finished_run_teaches_and_its_weights_are_part_of_the_identity(place):
   """By folder: other weights make another run, the same weights elsewhere the same."""
   for name, seed in (('one', 0), ('other', 1)):
@@ -294,9 +327,35 @@ MISTAKES = [
   ({'objective': [{**KD, 'temperature': 0.0}]}, 'temperature'),
   ({'objective': [{**KD, 'temperature': [4.0, 2.0, 1.0]}]}, 'temperature'),
   ({'teachers': {'source': TEACHER}}, "'source' is the name of config.source"),
-  ({'teachers': {'big': {**TEACHER, 'data': {**DATA, 'classes': [0, 1, 2]}}}}, 'answers 3 classes, the student 10'),
+  (
+    {'teachers': {'big': {**TEACHER, 'data': {**DATA, 'classes': [0, 1, 2]}}}},
+    'answers 3 classes, the student 10',
+  ),
+  ({'teachers': {'a/b': TEACHER}}, 'teachers'),
+  ({'teachers': {'big': {}}}, 'teachers.big: give either data'),
+  ({'teachers': {'big': {**TEACHER, 'teachers': {'source': TEACHER}}}}, "'source' is the name of config.source"),
+  (
+    {'target': {'data': {'name': 'diabetes'}}, 'teachers': {'big': {**TEACHER, 'data': {'name': 'diabetes'}}}},
+    "term 'kd' is for classification and binary, and this is regression",
+  ),
+  (
+    {'objective': [{'term': 'dkd'}], 'target': {'data': {**DATA, 'augment': {'mixup': 0.2}}}},
+    "'dkd' needs class numbers",
+  ),
+  ({'objective': [{**MEMORY, 'negatives': None}], 'target': {'data': {**DATA, 'batch_size': 1}}}, 'a batch of one'),
+  (
+    {
+      'teachers': {},
+      'objective': None,
+      'phases': [],
+      'baseline': {'name': 'logistic_regression'},
+      'network': None,
+      'target': {'data': {'name': 'digits', 'labelled': False}},
+    },
+    'a baseline looks at the training labels',
+  ),
   ({'teachers': {'big': {**TEACHER, 'data': {'name': 'iris'}}}}, 'config.teachers.big'),
-  ({'teachers': {'big': {'weights': 'nowhere/x'}}}, 'nowhere/x'),
+  ({'teachers': {'big': {'weights': 'nowhere/x'}}}, 'config.teachers.big: .*nowhere/x'),
   ({'objective': [MEMORY], 'parallel': {'compile': 'pmap'}}, 'pmap'),
 ]
 

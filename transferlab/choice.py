@@ -164,7 +164,10 @@ def record(cell: Cell, origins: Origins) -> dict[str, Any]:
     except UserError as error:
       return {**failed, 'reason': str(error)}
   assert best.prepared is not None
-  measured = _measure(best, origins)
+  try:
+    measured = _measure(best, origins)
+  except UserError as error:
+    return {**failed, 'reason': str(error)}
   return {
     **experiment.record(best.prepared, measured, best.fitted, seconds=seconds),
     **soup,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transferlab import config, folder, paths, teachers
-from transferlab.errors import Interrupted, UserError
+from transferlab.errors import Diverged, Interrupted, UserError
 from transferlab.identity import FORMAT
 from transferlab.preparation import Prepared, prepare, start
 from transferlab.pretrained import Weights
@@ -30,11 +30,13 @@ def run(
   stop: Stop = lambda: False,
   extend: bool = False,
   test: bool = True,
+  sources: Path | None = None,
 ) -> dict[str, Any]:
   """Trains and evaluates one run in its folder, and returns what results.json holds.
 
   Args:
-    workdir: the run's folder. Sources that are pretrained on the way stand in `sources/` beside it.
+    workdir: the run's folder.
+    sources: where sources and teachers stand that are pretrained on the way; None: `sources/` beside the folder.
     stop: asked now and then whether to save and stop.
     extend: the folder may hold the same run with a shorter last phase, or fewer phases.
     test: evaluate on everything; False keeps to training and validation data, for a run that is one of several to
@@ -60,7 +62,8 @@ def run(
       screen.say(f'{workdir} is finished')
       return done
     folder.write_json(workdir / 'environment.json', folder.environment())
-    results = {**_train(prepared, workdir, screen, stop, test), 'tested': test}
+    place = sources or workdir.parent / 'sources'
+    results = {**_train(prepared, workdir, place, screen, stop, test), 'tested': test}
     folder.write_json(path, results)
   return results
 
@@ -73,15 +76,15 @@ def _longer(prepared: Prepared, workdir: Path) -> bool:
   return sum(stretch.steps for stretch in prepared.stretches) > progress['step']
 
 
-def _train(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
+def _train(prepared: Prepared, workdir: Path, sources: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
   from transferlab import results
   from transferlab.training.loop import Loop
 
   begun = time.monotonic()
   if prepared.run.baseline is not None:
-    return _fit_baseline(prepared, workdir, screen, stop, test)
-  weights = source_weights(prepared, workdir.parent / 'sources', screen, stop)
-  taught = teacher_weights(prepared, workdir.parent / 'sources', screen, stop)
+    return _fit_baseline(prepared, workdir, sources, screen, stop, test)
+  weights = source_weights(prepared, sources, screen, stop)
+  taught = teacher_weights(prepared, sources, screen, stop)
   if stop():
     raise Interrupted('interrupted before training')
   member = start(prepared, weights, taught)
@@ -129,12 +132,14 @@ def _measured(
   return measured
 
 
-def _fit_baseline(prepared: Prepared, workdir: Path, screen: Screen, stop: Stop, test: bool) -> dict[str, Any]:
+def _fit_baseline(
+  prepared: Prepared, workdir: Path, sources: Path, screen: Screen, stop: Stop, test: bool
+) -> dict[str, Any]:
   """A run that fits a classical method: to raw inputs, or to what a network makes of them."""
   from transferlab import plots, results
 
   begun = time.monotonic()
-  variables = probed_variables(prepared, lambda: source_weights(prepared, workdir.parent / 'sources', screen, stop))
+  variables = probed_variables(prepared, lambda: source_weights(prepared, sources, screen, stop))
   if stop():
     raise Interrupted('interrupted before the baseline was fitted')
   if prepared.network is not None:
@@ -198,7 +203,10 @@ def _pretrained(source: Prepared, which: str, what: str, sources: Path, screen: 
   place = source_folder(source, sources)
   if not (place / 'results.json').exists():
     screen.say(f'pretraining {what} in {place}')
-  run(source.run, place, screen=screen, stop=stop)
+  try:
+    run(source.run, place, screen=screen, stop=stop, sources=sources)
+  except Diverged as error:
+    raise Diverged(f'{what}, in {place}: {error}') from None
   return finished_weights(place, which)
 
 

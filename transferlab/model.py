@@ -127,6 +127,7 @@ def _without_source(run: Run) -> Run:
     'objective': None,
     'phases': phases,
     'evaluation': evaluation,
+    'target': run.target.model_copy(update={'data': run.target.data.model_copy(update={'labelled': True})}),
   }
   return run.model_copy(update=without)
 

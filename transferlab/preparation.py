@@ -145,7 +145,7 @@ def prepare(run: Run) -> Prepared:
   record, said = _taken_over(run, record, source, weights)
   notes += said
   network = _network(run, loaded, record)
-  others = _others(run, loaded, network, source, weights)
+  others = _others(run, loaded, record, network, source, weights)
   stretches, caching = _phases(run, loaded, record, network, others)
   if run.baseline is not None:
     checks.probe(run, network, loaded, record)
@@ -227,18 +227,26 @@ def _origin(run: Run, spec: Source, where: str) -> tuple[Prepared | None, Weight
   """The run that pretrains a source or teacher, or the weights that exist."""
   if spec.data is not None:
     return _prepared_source(source_run(run, spec).model_dump_json()), None
-  return None, pretrained.read(spec, where)
+  try:
+    return None, pretrained.read(spec, where)
+  except UserError as error:
+    raise (error if where in str(error) or not isinstance(spec, Teacher) else UserError(f'{where}: {error}')) from None
 
 
 def _others(
-  run: Run, loaded: Loaded, network: Any, source: Prepared | None, weights: Weights | None
+  run: Run,
+  loaded: Loaded,
+  record: Mapping[str, Any],
+  network: Any,
+  source: Prepared | None,
+  weights: Weights | None,
 ) -> dict[str, Callable[[], OtherNetwork]]:
   """The networks that terms may ask, by name, made where they do: the source's, and teachers."""
   assert run.network is not None
   made: dict[str, Callable[[], OtherNetwork]] = {}
   own, usual = loaded.preprocessing, run.network
   if run.source is not None:
-    of = functools.partial(source_network.of, run.source, usual, source, weights, own, _categories, network)
+    of = functools.partial(source_network.of, run.source, usual, source, weights, own, _categories, network, record)
     made[SOURCE] = functools.cache(of)
   for name, spec in run.teachers.items():
     place = f'config.teachers.{name}'
@@ -247,7 +255,7 @@ def _others(
       like = (
         network if spec.network is None else _network(run.model_copy(update={'network': spec.network}), loaded, own)
       )
-      return source_network.of(spec, usual, *_origin(run, spec, place), own, _categories, like, where=place)
+      return source_network.of(spec, usual, *_origin(run, spec, place), own, _categories, like, record, place)
 
     made[name] = functools.cache(teacher)
   return made

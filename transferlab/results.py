@@ -131,33 +131,40 @@ def final(
   everything = sets(prepared, test)
   given = {name: teachers.answers(prepared, taught, x) for name, (x, _, _) in everything.items()} if taught else {}
   if taught:
-    found['teachers'] = {
-      teacher: {
-        **kept,
-        **{name: measure(names, given[name][teacher], own[1], info) for name, own in everything.items()},
-      }
-      for teacher, kept in teachers.record(prepared).items()
-    }
+    judge = lambda k, outputs: measure(names, outputs, everything[k][1], info)
+    judged = lambda name: {k: judge(k, own[name]) for k, own in given.items() if name in own}
+    found['teachers'] = {name: {**kept, **judged(name)} for name, kept in teachers.record(prepared).items()}
   for which, variables in candidates.items():
-    measured, all_outputs = {}, {}
+    measured, answered = {}, {}
     for name, (x, label, ids) in everything.items():
-      outputs = all_outputs[name] = outputs_on(prepared, variables, x)
+      outputs = answered[name] = outputs_on(prepared, variables, x)
       measured[name] = measure(names, outputs, label, info) | teachers.compared(outputs, given.get(name, {}), info.task)
       if predictions is not None and which == list(candidates)[-1]:
         write_predictions(predictions / f'{name}.csv', outputs, ids, info, label)
     found[which] = measured
-    if test and (classes := prepared.run.evaluation.correct):
-      offsets = {name: bias.best_offset(all_outputs[name], everything[name][1], classes) for name in CHOOSING}
+    if test and prepared.run.evaluation.correct:
+      offsets, corrected = _corrected(prepared, answered, everything)
       found.setdefault('offsets', {})[which] = offsets
-      for name in [name for name in everything if name not in ('train', 'validation')]:
-        for chosen, ending in CHOOSING.items():
-          moved = bias.shifted(all_outputs[name], classes, offsets[chosen])
-          measured[name + ending] = measure(names, moved, everything[name][1], info)
+      measured.update(corrected)
   return found
 
 
 # On what the offset of `evaluation.correct` is chosen, and what the sets that are measured with it are called.
 CHOOSING = {'validation': '_corrected', 'test': '_corrected_on_test'}
+
+
+def _corrected(
+  prepared: Prepared, answered: Mapping[str, Any], everything: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """The offsets that `evaluation.correct` asks for, by what chose them; and metrics with them, by set."""
+  classes, measured = prepared.run.evaluation.correct or [], {}
+  offsets = {name: bias.best_offset(answered[name], everything[name][1], classes) for name in CHOOSING}
+  for name in [name for name in everything if name not in ('train', 'validation')]:
+    for chosen, ending in CHOOSING.items():
+      moved = bias.shifted(answered[name], classes, offsets[chosen])
+      asked = prepared.run.evaluation.metrics
+      measured[name + ending] = measure(asked, moved, everything[name][1], prepared.loaded.info)
+  return offsets, measured
 
 
 def forgotten(prepared: Prepared, fitted: Fitted, weights: Weights | None, test: bool = True) -> dict[str, Any]:

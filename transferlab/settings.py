@@ -9,10 +9,12 @@ from transferlab.config import LATER, OUTSIDE, Positive, Schema, Seed
 from transferlab.data.settings import Data
 from transferlab.evaluation.baselines import Baseline
 from transferlab.evaluation.settings import Evaluation
+from transferlab.objectives import SOURCE
 from transferlab.training.phases import Phase
 from transferlab.training.settings import FeatureCache, Parallel
 
 Terms = Annotated[list[dict[str, Any]], pydantic.Field(min_length=1)]
+TeacherName = Annotated[str, pydantic.Field(pattern=r'^[\w.-]+$')]
 NameRules = Annotated[list[tuple[str, str, str]], pydantic.BeforeValidator(config.tuples)]
 TransplantRules = Annotated[
   list[tuple[str, str]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)
@@ -60,9 +62,9 @@ class Source(Schema):
   @pydantic.model_validator(mode='after')
   def _one_origin(self) -> 'Source':
     if (self.data is None) == (self.weights is None):
-      raise ValueError('a source has either data (and phases) or weights')
+      raise ValueError('give either data (and phases) or weights')
     if self.data is not None and not self.phases:
-      raise ValueError('a source with data needs phases')
+      raise ValueError('with data it needs phases')
     if self.weights is not None and (self.phases or self.objective):
       raise ValueError('what has weights has no phases and no objective')
     if self.weights is not None and self.network and not isinstance(self, Teacher):
@@ -76,7 +78,7 @@ class Teacher(Source):
   """A network to learn from: its outputs are what distillation terms look at."""
 
   dtype: Literal['float32', 'bfloat16'] = pydantic.Field('float32', description='in which it is run')
-  teachers: dict[str, 'Teacher'] = pydantic.Field(
+  teachers: dict[TeacherName, 'Teacher'] = pydantic.Field(
     {}, description='those it has learnt from itself, where it is pretrained here: generations'
   )
 
@@ -84,6 +86,8 @@ class Teacher(Source):
   def _taught(self) -> 'Teacher':
     if self.weights is not None and self.teachers:
       raise ValueError('a teacher with weights has no teachers of its own')
+    if SOURCE in self.teachers:
+      raise ValueError(f'teachers: {SOURCE!r} is the name of config.source; give this one another')
     return self
 
 
@@ -118,7 +122,7 @@ class Run(Schema):
   seed: Seed = pydantic.Field(0, description='draws shots, validation split, noise, initialisation, order, dropout')
   network: NetworkSpec | None = pydantic.Field(None, description='what is trained, or probed; None only for a baseline')
   source: Source | None = pydantic.Field(None, description='what is transferred; None: from scratch')
-  teachers: dict[str, Teacher] = pydantic.Field(
+  teachers: dict[TeacherName, Teacher] = pydantic.Field(
     {}, description='networks to learn from, by name; terms such as kd ask them', json_schema_extra=LATER
   )
   target: Target = pydantic.Field(description='what is to be learnt')
@@ -168,6 +172,8 @@ class Run(Schema):
       raise ValueError('a transplant needs a source')
     if self.teachers and self.baseline is not None:
       raise ValueError('a baseline has no teachers')
-    if 'source' in self.teachers:
-      raise ValueError("teachers: 'source' is the name of config.source; give this one another")
+    if SOURCE in self.teachers:
+      raise ValueError(f'teachers: {SOURCE!r} is the name of config.source; give this one another')
+    if self.baseline is not None and not self.target.data.labelled:
+      raise ValueError('a baseline looks at the training labels, and data.labelled=False says that there are none')
     return self

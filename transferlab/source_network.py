@@ -49,6 +49,7 @@ def of(
   own: Mapping[str, Any],
   categories: Callable[[str, Mapping[str, Any]], dict[str, Any]],
   target: 'Network',
+  held: Mapping[str, Any],
   where: str = ASKED,
 ) -> OtherNetwork:
   """Another network on the target's inputs.
@@ -60,6 +61,7 @@ def of(
     own: the target's own preprocessing, fitted on its training split.
     categories: `categories(network's name, preprocessing)`: the option by which it learns of embedded columns.
     target: the target's network, in whose terms a file of others is read.
+    held: the preprocessing by which tables are encoded where the inputs are held.
     where: how messages begin.
 
   Raises:
@@ -72,10 +74,14 @@ def of(
     raise UserError(f'{where}: {error}') from None
   if given is not None and list(given.get('columns', [])) != list(record.get('columns', [])):
     raise UserError(f"{where}, and the target's columns are not its own")
+  if given is not None and given.get('encoding', []) != held.get('encoding', []):
+    raise UserError(f"{where}, and the values of the target's columns are numbered otherwise than its own")
   if source is not None:
     network = source.network
   else:
     assert weights is not None
+    if spec.network is not None and weights.network is not None:
+      raise UserError(f'{where}.network: the weights are of {weights.network!r} and bring its options; leave it out')
     usual = spec.network or usual
     weights = pretrained.as_network(weights, spec, target.shapes())
     options = categories(weights.network or usual.name, given or {})

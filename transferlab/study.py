@@ -292,7 +292,9 @@ class _Sources:
     key = place.name, which
     if key not in self.found:
       if not (place / 'results.json').exists():
-        raise UserError(f'the source could not be pretrained: {self.failures.get(place.name, "interrupted")}')
+        raise UserError(
+          f'the source, or a teacher, could not be pretrained: {self.failures.get(place.name, "interrupted")}'
+        )
       self.found[key] = experiment.finished_weights(place, which)
     return self.found[key]
 

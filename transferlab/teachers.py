@@ -17,14 +17,38 @@ def check(prepared: 'Prepared') -> None:
   """That every teacher teaches.
 
   Raises:
-    UserError: one whom no term asks.
+    UserError: one whom no term asks, or whose answers are of other classes.
   """
+  for stretch in prepared.stretches:
+    for label, name in stretch.method.objective.teachers.items():
+      if name and stretch.method.objective.terms[label].answers and not same_classes(prepared, name):
+        source, mine = prepared.asked[name].source, ', '.join(prepared.loaded.info.classes)
+        theirs = ', '.join(source.loaded.info.classes) if source else f'{_outputs(prepared.asked[name])} numbers'
+        raise UserError(
+          f"config.objective: term {label!r}: teacher {name!r} answers {theirs}, and the student's classes are {mine}; "
+          "nearest: dict(term='hint', …), which compares features"
+        )
   for name in prepared.run.teachers:
     if name not in prepared.asked:
       raise UserError(
         f"config.teachers.{name}: no term asks this teacher; nearest: dict(term='kd', teacher={name!r}) in "
         'config.objective (with weight=0.0 to compare with it only)'
       )
+
+
+def same_classes(prepared: 'Prepared', name: str) -> bool:
+  """Whether a teacher answers what the student is asked: as many numbers, of classes of the same names where known."""
+  teacher, info = prepared.asked[name], prepared.loaded.info
+  if teacher.source is None:
+    return not info.tasks and _outputs(teacher) == info.outputs
+  facts = lambda info: (info.task, info.classes, info.outputs, list(info.tasks))
+  return facts(teacher.source.loaded.info) == facts(info)
+
+
+def _outputs(teacher: 'OtherNetwork') -> int:
+  """How many numbers the teacher's head gives."""
+  leaves = paths.flatten(teacher.network.shapes()['params'][teacher.network.stages[-1]])
+  return int(next(iter(leaves.values())).shape[-1])
 
 
 def contents(teacher: 'OtherNetwork') -> dict[str, str]:
@@ -67,12 +91,14 @@ def record(prepared: 'Prepared') -> dict[str, dict[str, Any]]:
 
 
 def answers(prepared: 'Prepared', taught: Mapping[str, Weights], x: Any) -> dict[str, Any]:
-  """What every teacher gives for the examples `x`, not preprocessed, in float32."""
+  """What every teacher of the same classes gives for the examples `x`, not preprocessed, in float32."""
   from transferlab import results
   from transferlab.evaluation import evaluate
 
   found = {}
   for name, own in taught.items():
+    if not same_classes(prepared, name):
+      continue
     teacher = prepared.asked[name]
     given = source_network.constants(teacher, own)
     size = min(prepared.run.evaluation.batch_size, len(x))

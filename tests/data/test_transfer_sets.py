@@ -57,10 +57,12 @@ def test_classes_are_named_by_their_original_numbers():
     ({'train_classes': [7, 11]}, "train_classes: class '11'"),
     ({'classes': [1, 2], 'train_classes': [0]}, "train_classes: class '0'.*nearest: .*1"),
     ({'train_classes': []}, 'at least one'),
+    ({'classes': [7, 8, 9], 'relabel': False, 'train_classes': [3]}, "train_classes: class '3'"),
+    ({'name': 'diabetes', 'validation': None, 'train_classes': [3]}, 'these data have no classes'),
     ({'labelled': False, 'shots': 5}, 'draw by label; nearest: fraction'),
     ({'labelled': False, 'sampling': 'balanced'}, 'draw by label'),
   ],
-  ids=range(5),
+  ids=range(7),
 )
 def test_mistakes_in_data_end_in_one_message(change, message):
   with pytest.raises(UserError, match=message):
@@ -88,6 +90,8 @@ def test_labels_that_are_not_to_be_looked_at_change_nothing_and_count_for_nothin
   assert results[True]['last']['test'] == results[False]['last']['test']
   assert results[False]['labels']['train'] == 0 and results[True]['labels']['train'] > 0
   assert all('accuracy' not in point.get('train', {}) for point in results[False]['curve'])
+  model = transferlab.load(tmp_path / 'False')
+  assert model.predict(load(config.validate(Data, DATA), 0).examples.arrays['x'][:3]).shape == (3,)
   member = start(prepare(settings({'labelled': False})), None, {})
   assert not np.asarray(member.arrays['label']).any()
 

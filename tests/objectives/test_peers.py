@@ -214,11 +214,12 @@ def test_frozen_stages_are_kept_for_a_mean_teacher_and_not_for_others_on_the_inp
     ({**MUTUAL, 'networks': [{'name': 'mpl'}]}, "network 'mpl'.*nearest: mlp"),
     ({**MUTUAL, 'networks': [{'hidden': [3]}]}, 'mutual.networks.0: name is missing'),
     ({**MUTUAL, 'networks': []}, 'networks'),
+    ({**MUTUAL, 'networks': [{'name': 3}]}, 'mutual.networks.0: name'),
     ({**DEEP, 'stages': ['layer7']}, "stage 'layer7'.*nearest: layer1"),
     ({**MEAN, 'schedule': {'name': 'lineal'}}, 'mean_teacher.schedule'),
     ({**MEAN, 'decay': 1.0}, 'decay'),
   ],
-  ids=range(6),
+  ids=range(7),
 )
 def test_mistakes_end_in_one_message(term, message):
   with pytest.raises(UserError, match=message):

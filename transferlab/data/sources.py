@@ -349,11 +349,14 @@ def _split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
 def _numbers(data: Data, names: Sequence[str]) -> list[int]:
   """The labels of the classes that are trained on."""
   assert data.train_classes is not None
-  used = list(range(len(names))) if data.classes is None or not data.relabel else data.classes
+  if not names:
+    raise UserError(f'{data.name}: data.train_classes: these data have no classes')
+  used = list(range(len(names))) if data.classes is None else data.classes
   for number in data.train_classes:
-    if not names or number not in used:
+    if number not in used:
       raise unknown(f'{data.name}: data.train_classes: class', str(number), [str(one) for one in used])
-  return [used.index(number) for number in data.train_classes]
+  relabelled = data.classes is not None and data.relabel
+  return [used.index(number) if relabelled else number for number in data.train_classes]
 
 
 def _npz(data: Data) -> Examples:

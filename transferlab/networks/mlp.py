@@ -14,14 +14,15 @@ from transferlab.networks.network import Network, flat_features, network
 
 
 class Dense(nnx.Module):
-  """Linear, ReLU, dropout; flattens its input."""
+  """Linear, ReLU, dropout; flattens its input, of which a share may be dropped too."""
 
-  def __init__(self, inputs: int, outputs: int, dropout: float, rngs: nnx.Rngs):
+  def __init__(self, inputs: int, outputs: int, dropout: float, rngs: nnx.Rngs, before: float = 0.0):
+    self.before = layers.Dropout(before)
     self.linear = nnx.Linear(inputs, outputs, rngs=rngs, kernel_init=nnx.initializers.he_normal())
     self.dropout = layers.Dropout(dropout)
 
   def __call__(self, x: Float[Array, 'batch ...']) -> Float[Array, 'batch outputs']:
-    return self.dropout(nnx.relu(self.linear(flat_features(x))))
+    return self.dropout(nnx.relu(self.linear(self.before(flat_features(x)))))
 
 
 class Embed(nnx.Module):
@@ -47,6 +48,7 @@ def mlp(
   *,
   hidden: list[Positive] = [128],  # noqa: B006 (never changed)
   dropout: Share = 0.0,
+  input_dropout: Share = 0.0,
   categories: list[list[int]] = [],  # noqa: B006 (never changed)
   embedding: Positive | None = None,
 ) -> Network:
@@ -55,6 +57,7 @@ def mlp(
   Args:
     hidden: width of each hidden layer.
     dropout: share of each hidden layer's features that is dropped in training.
+    input_dropout: the same of what the first layer is given.
     categories: [column, number of values] of columns that hold numbers of categories, for a stage 'embed'; filled in
       from the data where they say categorical='embedding'.
     embedding: features of each category; None: min(50, ⌈n / 2⌉) for n values. A number lets a transplant match the
@@ -76,7 +79,7 @@ def mlp(
       stages['embed'] = Embed(categories, widths, rngs)
       width += sum(widths) - len(widths)
     for number, features in enumerate(hidden, 1):
-      stages[f'layer{number}'] = Dense(width, features, dropout, rngs)
+      stages[f'layer{number}'] = Dense(width, features, dropout, rngs, input_dropout if number == 1 else 0.0)
       width = features
     return {**stages, 'head': layers.head(width, outputs, rngs)}
 

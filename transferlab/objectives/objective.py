@@ -181,6 +181,7 @@ class Term:
     stages: the stages it reads, so that mistakes are found before anything is compiled.
     couples: the loss couples examples across the batch.
     needs: which of `NEEDS` it reads from the view.
+    answers: the tasks whose answers it can read ('classification', 'binary', 'regression'); all where it is empty.
     fisher: for a term that needs 'fisher', which.
   """
 
@@ -189,6 +190,7 @@ class Term:
   stages: tuple[str, ...] = ()
   couples: bool = False
   needs: tuple[str, ...] = ()
+  answers: tuple[str, ...] = ()
   fisher: FisherChoice | None = None
 
 

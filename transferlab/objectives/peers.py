@@ -17,7 +17,7 @@ from transferlab.config import Fraction, Rate
 from transferlab.errors import UserError
 from transferlab.objectives import distillation
 from transferlab.objectives.objective import Term, View, linear, linear_init
-from transferlab.objectives.teaching import Ramp, Temperature, at
+from transferlab.objectives.teaching import CLASSES, Ramp, Temperature, as_classes, at
 
 Networks = Annotated[list[dict[str, Any]], pydantic.Field(min_length=1)]
 Stages = Annotated[list[str], pydantic.Field(min_length=1)]
@@ -29,7 +29,8 @@ def mean_teacher(
 ) -> Term:
   """‖f(x, θ') − f(x, θ)‖² between the answers of the student and of its own average (Tarvainen and Valpola 2017).
 
-  θ'_t = α θ'_{t−1} + (1 − α) θ_t after every step; the average starts as the student, and answers in evaluation mode.
+  θ'_t = α θ'_{t−1} + (1 − α) θ_t, taken at the head of the next step; the average starts as the student, and answers in
+  evaluation mode.
   'squared' is the mean over classes of the squared difference of probabilities, as in the authors' code, 'kl' is
   distillation.kd. Usually the weight rises: schedule=dict(warmup=0.3).
 
@@ -48,13 +49,14 @@ def mean_teacher(
     now = jax.lax.stop_gradient(_weights(view))
     average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, own['stats'], now)
     theirs = jax.lax.stop_gradient(view.again(average['params'], average.get('stats', {})))[view.head]
-    softness = at(temperature, view)
+    theirs = theirs[view.task] if isinstance(theirs, Mapping) and view.task else theirs
+    student, teacher, softness = as_classes(view.output), as_classes(theirs), at(temperature, view)
     if cost == 'kl':
-      return distillation.kd(view.output, theirs, softness), {}, average
-    probabilities = [jax.nn.softmax(logits / softness) for logits in (view.output, theirs)]
+      return distillation.kd(student, teacher, softness), {}, average
+    probabilities = [jax.nn.softmax(logits / softness) for logits in (student, teacher)]
     return jnp.square(probabilities[0] - probabilities[1]).mean(axis=-1), {}, average
 
-  return Term(init, apply)
+  return Term(init, apply, answers=CLASSES)
 
 
 def _weights(view: View) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def mutual(*, networks: Networks, temperature: Temperature = 1.0) -> Term:
       losses.append(sum(taught) / len(taught))
     return sum(losses), measured, stats
 
-  return Term(init, apply, needs=('inputs', 'labels'))
+  return Term(init, apply, needs=('inputs', 'labels'), answers=('classification',))
 
 
 def _students(networks: Networks, view: View) -> dict[str, Any]:
@@ -114,8 +116,8 @@ def _students(networks: Networks, view: View) -> dict[str, Any]:
 
   made = {}
   for number, spec in enumerate(networks):
-    if 'name' not in spec:
-      raise UserError(f'config.objective: mutual.networks.{number}: name is missing')
+    if not isinstance(spec.get('name'), str):
+      raise UserError(f'config.objective: mutual.networks.{number}: name is missing, or is no name')
     options = {name: value for name, value in spec.items() if name != 'name'}
     made[f'student{number + 1}'] = built.build(spec['name'], options, view.inputs.shape[1:], view.output.shape[-1])
   return made
@@ -148,7 +150,7 @@ def self_distillation(
     return {'params': made, 'stats': {}}
 
   def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
-    answer, deepest = jax.lax.stop_gradient((view.output, _deepest(view)))
+    answer = jax.lax.stop_gradient(view.output)
     loss: Any = 0.0
     for stage in stages:
       features, layers = view.features(stage), own['params'][stage]
@@ -156,14 +158,16 @@ def self_distillation(
       loss += (1 - alpha) * optax.softmax_cross_entropy_with_integer_labels(logits, view.labels)
       loss += alpha * distillation.kd(logits, answer, at(temperature, view))
       if feature_weight:
-        difference = linear(layers['regressor'], features) - deepest
+        difference = linear(layers['regressor'], features) - jax.lax.stop_gradient(_deepest(view))
         loss += feature_weight * jnp.square(difference).sum(axis=-1)
     return loss, {}, {}
 
-  return Term(init, apply, stages=tuple(stages), needs=('labels',))
+  return Term(init, apply, stages=tuple(stages), needs=('labels',), answers=('classification',))
 
 
 def _deepest(view: View) -> Array:
   """The features before the head."""
-  stages: Mapping[str, Any] = view.outputs
-  return view.features(list(stages)[-2])
+  stages = list(view.outputs)
+  if len(stages) < 2:
+    raise UserError('config.objective: self_distillation.feature_weight: there is no stage before the head')
+  return view.features(stages[-2])

@@ -25,6 +25,7 @@ Stages = Annotated[dict[str, str], pydantic.Field(min_length=1)] | Annotated[lis
 Pair = Annotated[dict[str, str], pydantic.Field(min_length=1, max_length=1)] | str
 VARIANCE, FLOOR = 5.0, 1e-5  # of `variational`: at the start, and never less
 SIDES = ('student', 'teacher')
+CLASSES = ('classification', 'binary')  # the tasks whose answers are logits of classes
 
 
 def pairs(stages: Stages | Pair) -> dict[str, str]:
@@ -48,10 +49,14 @@ def _answers(view: View, standardize: bool) -> tuple[Array, Array]:
       f'config.objective: the teacher {view.teacher!r} answers {given[1].shape[1]} classes, the student '
       f'{given[0].shape[1]}'
     )
-  if given[0].shape[1] == 1:
-    given = [jnp.concatenate([jnp.zeros_like(logits), logits], axis=1) for logits in given]
-  student, teacher = (distillation.standardize(logits) for logits in given) if standardize else given
-  return student, teacher
+  student, teacher = map(as_classes, given)
+  return (distillation.standardize(student), distillation.standardize(teacher)) if standardize else (student, teacher)
+
+
+def as_classes(logits: Array) -> Float[Array, 'batch classes']:
+  """Logits of classes; one logit stands for two."""
+  logits = logits.reshape(len(logits), -1)
+  return jnp.concatenate([jnp.zeros_like(logits), logits], axis=1) if logits.shape[1] == 1 else logits
 
 
 def kd(*, temperature: Ramp = 4.0, standardize: bool = False) -> Term:
@@ -66,7 +71,7 @@ def kd(*, temperature: Ramp = 4.0, standardize: bool = False) -> Term:
     del own
     return distillation.kd(*_answers(view, standardize), at(temperature, view)), {}, {}
 
-  return Term(nothing, apply, needs=('teacher_outputs',))
+  return Term(nothing, apply, needs=('teacher_outputs',), answers=CLASSES)
 
 
 def dkd(*, alpha: Rate = 1.0, beta: Rate = 8.0, temperature: Ramp = 4.0, standardize: bool = False) -> Term:
@@ -83,7 +88,7 @@ def dkd(*, alpha: Rate = 1.0, beta: Rate = 8.0, temperature: Ramp = 4.0, standar
     student, teacher = _answers(view, standardize)
     return distillation.dkd(student, teacher, view.labels.reshape(-1), alpha, beta, at(temperature, view)), {}, {}
 
-  return Term(nothing, apply, needs=('teacher_outputs', 'labels'))
+  return Term(nothing, apply, needs=('teacher_outputs', 'labels'), answers=CLASSES)
 
 
 def dist(*, beta: Rate = 2.0, gamma: Rate = 2.0, temperature: Ramp = 1.0, standardize: bool = False) -> Term:
@@ -99,7 +104,7 @@ def dist(*, beta: Rate = 2.0, gamma: Rate = 2.0, temperature: Ramp = 1.0, standa
     del own
     return distillation.dist(*_answers(view, standardize), beta, gamma, at(temperature, view), view.mask), {}, {}
 
-  return Term(nothing, apply, couples=True, needs=('teacher_outputs',))
+  return Term(nothing, apply, couples=True, needs=('teacher_outputs',), answers=CLASSES)
 
 
 # ---------------------------------------------------------------------------------------------------------- features
@@ -315,10 +320,14 @@ def _contrasted(
 ) -> tuple[Array, dict[str, Any]]:
   """The losses of both sides, [batch], and the state with the normalisers of the first step."""
   if negatives is None:
-    others, drawn = now, view.mask & ~jnp.eye(len(view.mask), dtype=bool)
+    if len(view.mask) < 2:
+      raise UserError('config.objective: contrastive: a batch of one has no other examples; negatives= draws some')
+    others, rows = now, view.rows
   else:
     rows = jax.random.randint(view.key[0], (negatives,), 0, view.examples)
-    others, drawn = {side: bank[rows] for side, bank in stats['memory'].items()}, view.rows[:, None] != rows
+    others = {side: bank[rows] for side, bank in stats['memory'].items()}
+  drawn = view.rows[:, None] != rows
+  drawn = drawn & view.mask if negatives is None else drawn
   positive = (now['student'] * now['teacher']).sum(axis=-1) / temperature
   scores = [now[side] @ others[other].T / temperature for side, other in (SIDES, SIDES[::-1])]
   known = drawn & view.mask[:, None]

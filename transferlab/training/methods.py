@@ -77,7 +77,7 @@ class Stretch:
     if asked.name != SOURCE or 'source_head' not in self.method.objective.needs:
       return {}
     kept = lambda tree: {stage: own for stage, own in tree.items() if stage == asked.head}
-    return {'variables': {kind: kept(tree) for kind, tree in given['variables'].items()}}
+    return {**given, 'variables': {kind: kept(tree) for kind, tree in given['variables'].items()}}
 
 
 def needs_start(method: Method) -> bool:
@@ -85,7 +85,8 @@ def needs_start(method: Method) -> bool:
   return method.objective.needs_source or any('source' in each.arguments for each in method.transforms)
 
 
-HARD = ('hinge', 'center_loss')  # terms that do not take soft targets
+# Terms that do not take soft targets.
+HARD = ('hinge', 'center_loss', 'deep_supervision', 'dkd', 'mutual', 'self_distillation')
 _OBJECTIVES: dict[Any, Objective] = {}
 _METHODS: dict[Any, Method] = {}
 
@@ -152,6 +153,8 @@ def stretches(
     _check_mixing(specs, info, where)
   teachers = tuple(name for name in others if name != SOURCE)
   objectives_ = [objective_of(terms, network, f'{where}.objective', teachers) for terms in specs]
+  for terms, objective in zip(specs, objectives_):
+    _check_tasks(terms, objective, info, where)
   asked = _asked(specs, objectives_, others, where)
   own = own_shapes(network, objectives_, example, asked, examples)
   inputs = augment, info.low, info.high, info.outputs if info.task == 'classification' and labelled else 0
@@ -188,6 +191,15 @@ def _check_same_terms(specs: Sequence[Sequence[TermSpec]], where: str) -> None:
     means = spec.model_dump(exclude={'weight'})
     if known.setdefault(spec.label, means) != means:
       raise UserError(f'{where}: term {spec.label!r} means different things in different phases; give one a name')
+
+
+def _check_tasks(terms: Sequence[TermSpec], objective: Objective, info: Info, where: str) -> None:
+  """That every term is one for the task whose answers it reads."""
+  for spec in terms:
+    task = info.task if spec.task is None else info.tasks[spec.task].task
+    meant = objective.terms[spec.label].answers
+    if meant and task not in meant:
+      raise UserError(f'{where}.objective: term {spec.term!r} is for {" and ".join(meant)}, and this is {task}')
 
 
 def _check_mixing(specs: Sequence[Sequence[TermSpec]], info: Info, where: str) -> None:

@@ -254,9 +254,10 @@ def _asked(method: Method, constants: Mapping[str, Any], batch: Batch, outputs: 
     )
   if 'source_head' in method.objective.needs:
     (source,) = (one for one in method.asked if one.name == SOURCE)
-    value = before_head(method.network, outputs, batch['x'])
-    variables = constants[SOURCE]['variables']
-    further['source_head'] = source_head(source.network, variables, value, theirs[SOURCE])
+    own, alone = constants[SOURCE], len(method.network.stages) == 1
+    x = preprocessing.apply(batch['x'], **own['preprocessing']) if alone else batch['x']
+    value = before_head(method.network, outputs, x)
+    further['source_head'] = source_head(source.network, own['variables'], value, theirs[SOURCE])
   return {**further, 'asked': theirs, 'heads': {one.name: one.head for one in method.asked}}
 
 
