@@ -56,5 +56,6 @@ def get_config(arg: str = ''):
     },
     seed=[0] if smoke else [0, 1, 2, 3, 4] if whole else [0, 1],
   )
+  config.population = whole  # on a CPU runs of convolutions side by side take memory and save no time
   config.table = dict(rows='network', baseline='B', along='n')
   return config
