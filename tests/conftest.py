@@ -45,10 +45,14 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
 
 @pytest.fixture(scope='module')
 def quick_compilation():
-  """For files of many small functions that run once: optimising them takes longer than running them."""
+  """For files of many small functions that run once: optimising them takes longer than running them.
+
+  What was compiled so is forgotten: other files compare bits of programs that they compile themselves.
+  """
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

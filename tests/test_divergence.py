@@ -157,5 +157,5 @@ def test_a_source_that_diverges_fails_its_cells_with_its_reason_and_no_others(po
   assert [found['1e-08', seed]['reason'] for seed in (0, 1)] == [None, None]
   for seed in (0, 1):
     assert found['1e+38', seed]['status'] == 'failed'
-    assert 'the source could not be pretrained: ' in found['1e+38', seed]['reason']
+    assert 'could not be pretrained: ' in found['1e+38', seed]['reason']
     assert 'step 2' in found['1e+38', seed]['reason']

@@ -142,13 +142,14 @@ def test_lists_name_everything_a_config_may_say(command):
   assert 'vgg as torchvision writes it' in command('--list=weights').out
 
 
-def keys(schema, where):
-  """Every documented key, through nested schemas and lists of them."""
+def keys(schema, where, seen=()):
+  """Every documented key, through nested schemas and lists of them; one that holds itself is named once."""
   for name, field in schema.model_fields.items():
     yield f'{where}.{name}', field.description
     for inner in _schemas(field.annotation):
       in_list = str(field.annotation).startswith('list')
-      yield from keys(inner, f'{where}.{name}' + ('.0' if in_list else ''))
+      if inner not in (*seen, schema):
+        yield from keys(inner, f'{where}.{name}' + ('.0' if in_list else ''), (*seen, schema))
 
 
 def _schemas(annotation):

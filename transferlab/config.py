@@ -294,7 +294,7 @@ def document(schema: type[Schema], where: str = 'config', seen: tuple[type, ...]
     if field.description:
       lines.append(f'    {field.description}')
     for inner in _schemas(field.annotation):
-      if inner not in seen:
+      if inner not in (*seen, schema):
         sequence = '.0' if get_origin(field.annotation) is list else ''
         lines.append(document(inner, f'{where}.{name}{sequence}', (*seen, schema)))
   return '\n'.join(lines)

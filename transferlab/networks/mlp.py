@@ -52,7 +52,7 @@ def mlp(
   categories: list[list[int]] = [],  # noqa: B006 (never changed)
   embedding: Positive | None = None,
 ) -> Network:
-  """A multilayer perceptron with one stage per hidden layer.
+  """A multilayer perceptron with one stage per hidden layer; without any, a linear model.
 
   Args:
     hidden: width of each hidden layer.
@@ -81,6 +81,8 @@ def mlp(
     for number, features in enumerate(hidden, 1):
       stages[f'layer{number}'] = Dense(width, features, dropout, rngs, input_dropout if number == 1 else 0.0)
       width = features
+    if not hidden and len(input_shape) > 1:
+      stages['flat'] = flat_features
     return {**stages, 'head': layers.head(width, outputs, rngs)}
 
   return network(create)
