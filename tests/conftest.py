@@ -18,7 +18,7 @@ from transferlab import config, main
 from transferlab.data.augmentation import Augment
 from transferlab.data.examples import Info
 from transferlab.data.loader import Order
-from transferlab.training import methods, phases
+from transferlab.training import feature_plan, methods, phases
 from transferlab.training.feed import Held
 from transferlab.training.loop import Loop
 from transferlab.training.phases import Phase
@@ -47,12 +47,13 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
 def quick_compilation():
   """For files of many small functions that run once: optimising them takes longer than running them.
 
-  What was compiled so is forgotten: other files compare bits of programs that they compile themselves.
+  Steps that were compiled so are forgotten: other files compare the bits of those that they compile themselves.
   """
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
-  jax.clear_caches()
+  for known in (methods._METHODS, methods._OBJECTIVES, feature_plan._STARTING):
+    known.clear()
 
 
 @pytest.fixture(scope='session')

@@ -263,7 +263,7 @@ def _fields(schema, where, seen=()):
     todo = [field.annotation]
     while todo:
       annotation = todo.pop()
-      if isinstance(annotation, type) and issubclass(annotation, Schema) and annotation not in seen:
+      if isinstance(annotation, type) and issubclass(annotation, Schema) and annotation not in (*seen, schema):
         listed = '.0' if str(field.annotation).startswith('list') else ''
         yield from _fields(annotation, f'{where}.{name}{listed}', (*seen, schema))
       todo.extend(getattr(annotation, '__args__', ()))
