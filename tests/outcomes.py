@@ -4,9 +4,12 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
-from transferlab import checkpoints
+from transferlab import checkpoints, experiment
+from transferlab.errors import Interrupted
 from transferlab.screen import Screen
+from transferlab.training import feature_store
 
 
 class Stopper(Screen):
@@ -43,6 +46,18 @@ def outcome(place):
     'results': results,
     'predictions': predictions,
   }
+
+
+def assert_a_stop_changes_nothing(run, at, place):
+  """A run that stops at a step, and is taken up as another process would, ends as one that does not."""
+  experiment.run(run, place / 'whole')
+  stopper = Stopper(at)
+  with pytest.raises(Interrupted):
+    experiment.run(run, place / 'parts', screen=stopper, stop=stopper)
+  assert checkpoints.steps(place / 'parts' / 'checkpoints')[-1] == at
+  feature_store.forget()
+  experiment.run(run, place / 'parts')
+  assert_same(place / 'parts', place / 'whole')
 
 
 def leaves(tree):

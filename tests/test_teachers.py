@@ -6,12 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from outcomes import Stopper, assert_same
+from outcomes import assert_a_stop_changes_nothing
 from scipy.special import log_softmax
 
 import transferlab
 from transferlab import checkpoints, commands, config, experiment, paths, study, teachers
-from transferlab.errors import Interrupted, UserError
+from transferlab.errors import UserError
 from transferlab.preparation import prepare, start
 from transferlab.results import split
 from transferlab.screen import Screen
@@ -221,14 +221,7 @@ def test_answers_in_bfloat16_are_near_those_in_float32(place, tmp_path):
 )
 def test_a_stop_changes_nothing(objective, more, tmp_path):
   run = settings(*objective, **more)
-  experiment.run(run, tmp_path / 'whole')
-  stopper = Stopper(10)
-  with pytest.raises(Interrupted):
-    experiment.run(run, tmp_path / 'parts', screen=stopper, stop=stopper)
-  assert checkpoints.steps(tmp_path / 'parts' / 'checkpoints')[-1] == 10
-  feature_store.forget()
-  experiment.run(run, tmp_path / 'parts')
-  assert_same(tmp_path / 'parts', tmp_path / 'whole')
+  assert_a_stop_changes_nothing(run, 10, tmp_path)
 
 
 @pytest.mark.parametrize('use', ['auto', pytest.param('never', marks=pytest.mark.long)])

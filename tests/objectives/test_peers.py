@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from outcomes import Stopper, assert_same
+from outcomes import assert_a_stop_changes_nothing
 from scipy.special import log_softmax, softmax
 
 from transferlab import checkpoints, config, experiment, paths
-from transferlab.errors import Interrupted, UserError
+from transferlab.errors import UserError
 from transferlab.objectives import peers
 from transferlab.objectives.objective import View
 from transferlab.preparation import prepare, start
@@ -188,13 +188,7 @@ def test_shallow_classifiers_learn_from_labels_and_from_the_deepest():
 )
 def test_a_stop_changes_nothing(objective, more, tmp_path):
   run = settings(*objective, **more)
-  experiment.run(run, tmp_path / 'whole')
-  stopper = Stopper(4)
-  with pytest.raises(Interrupted):
-    experiment.run(run, tmp_path / 'parts', screen=stopper, stop=stopper)
-  assert checkpoints.steps(tmp_path / 'parts' / 'checkpoints')[-1] == 4
-  experiment.run(run, tmp_path / 'parts')
-  assert_same(tmp_path / 'parts', tmp_path / 'whole')
+  assert_a_stop_changes_nothing(run, 4, tmp_path)
 
 
 def test_frozen_stages_are_kept_for_a_mean_teacher_and_not_for_others_on_the_inputs(tmp_path):

@@ -57,11 +57,6 @@ class Kept:
     """Bytes of all outputs."""
     return self.examples * self.views * self.each
 
-  @property
-  def what(self) -> str:
-    """Whose outputs they are."""
-    raise NotImplementedError
-
   def _amount(self) -> str:
     shapes = ', '.join('×'.join(map(str, leaf.shape)) for leaf in jax.tree.leaves(self.value))
     seen = f'{self.views} views of ' if self.views > 1 else ''
@@ -83,6 +78,7 @@ class Prefix(Kept):
 
   @property
   def what(self) -> str:
+    """Whose outputs they are."""
     return f'stages up to {self.last!r}'
 
   def __str__(self) -> str:
@@ -105,6 +101,7 @@ class Recording(Kept):
 
   @property
   def what(self) -> str:
+    """Whose outputs they are."""
     return "the source's network" if self.asked.name == SOURCE else f'teacher {self.asked.name!r}'
 
   def __str__(self) -> str:
