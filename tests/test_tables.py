@@ -295,6 +295,22 @@ def test_further_sets_stand_in_columns_of_their_own():
     tables.summarise(records, tables.Table(also=['shiftet']))
 
 
+def test_another_metric_of_a_set_stands_in_a_column_of_its_own():
+  agreement, records = [0.8, 0.9, 0.7, 0.8, 0.8], []
+  for name, values in (('none', SCRATCH), ('all', FULL)):
+    for seed, value in enumerate(values):
+      records.append(record(name, seed, value))
+      if name == 'all':
+        records[-1]['selected']['test'] |= {'agreement': agreement[seed]}
+  summary = tables.summarise(records, tables.Table(baseline='none', also=['test:agreement']))
+  low, high = scipy.stats.t.interval(0.95, 4, np.mean(agreement), scipy.stats.sem(agreement))
+  assert cells(summary, 'all')['test agreement'] == f'{np.mean(agreement):.3f} ± {(high - low) / 2:.3f}'
+  assert cells(summary, 'none')['test agreement'] == '—'
+  assert 'test accuracy and test agreement: mean over seed' in tables.markdown(summary)
+  with pytest.raises(UserError, match=r"measured on test 'agrement'; nearest: agreement"):
+    tables.summarise(records, tables.Table(also=['test:agrement']))
+
+
 def test_long_values_that_begin_alike_stay_apart_and_short():
   rules = [[['head', 0.001], ['block3/(conv|norm).*', 0.0003846153846153846], ['.*', rate]] for rate in (1e-4, 2e-4)]
   records = [record('all', seed, 0.5, chosen={'rate': rules[seed % 2]}, grid={'rate': rules}) for seed in range(3)]

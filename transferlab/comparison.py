@@ -39,7 +39,8 @@ class Table(Schema):
   split: str = pydantic.Field('test', description='The split, or further named data set, it is measured on.')
   also: list[str] = pydantic.Field(
     [],
-    description='Further splits or named data sets (evaluation.sets) whose means stand in columns of their own.',
+    description='Further columns: the metric on another split or named data set (evaluation.sets), or another metric '
+    "of a set: 'shifted', 'test:agreement'.",
     json_schema_extra=LATER,
   )
   along: str | None = pydantic.Field(
@@ -52,6 +53,11 @@ class Table(Schema):
   )
   confidence: Fraction = pydantic.Field(0.95, description='Confidence of the intervals.')
   notes: list[str] = pydantic.Field([], description='Sentences to stand under the table.')
+
+  def column(self, name: str) -> 'Table':
+    """The same table of what an entry of `also` names."""
+    split, _, metric = name.partition(':')
+    return self.model_copy(update={'split': split, 'metric': metric or self.metric})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Row:
   failures: dict[str, int]  # reason -> how often
   forgotten: float | None = None  # the metric on the source's test split: by how much it is worse than before
   forgotten_half_width: float | None = None
-  also: dict[str, float] = dataclasses.field(default_factory=dict)  # split -> mean of the metric
+  also: dict[str, float] = dataclasses.field(default_factory=dict)  # entry of `also` -> mean
   also_half_width: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -203,12 +209,12 @@ def _check(records: Sequence[Record], groups: Sequence[tuple[Any, Mapping[str, A
     raise errors.unknown('baseline row', table.baseline, names)
   splits = [_measured(record, table) for record in records if record['status'] == 'done']
   seen = dict.fromkeys(name for values in splits for name in values)
-  for split in [table.split, *table.also]:
-    if splits and split not in seen:
-      raise errors.unknown('split', split, seen)
-  found = dict.fromkeys(name for values in splits for name in values.get(table.split) or {})
-  if splits and table.metric not in found:
-    raise errors.unknown(f'metric among those measured on {table.split}', table.metric, found)
+  for shown in [table, *map(table.column, table.also)]:
+    if splits and shown.split not in seen:
+      raise errors.unknown('split', shown.split, seen)
+    found = dict.fromkeys(name for values in splits for name in values.get(shown.split) or {})
+    if splits and shown.metric not in found:
+      raise errors.unknown(f'metric among those measured on {shown.split}', shown.metric, found)
 
 
 def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
@@ -218,7 +224,7 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
   test = paired_test(values, others) if name != table.baseline else None
   steps, reached, could_reach = _reach(done, baseline, table)
   lost = _forgotten(done, table)
-  also = {name: list(_values(done, table.model_copy(update={'split': name})).values()) for name in table.also}
+  also = {name: list(_values(done, table.column(name)).values()) for name in table.also}
   return Row(
     name=name,
     values=values,

@@ -105,7 +105,7 @@ def write(summary: Summary, records: Iterable[Record], folder: str | Path) -> No
 def legend(summary: Summary) -> list[str]:
   """The sentences under the table: which interval, which test, what was chosen from what, at which price."""
   table, rows = summary.table, [row for block in summary.blocks for row in block.rows]
-  lines = [f'{" and ".join(_metric(table, name) for name in [table.split, *table.also])}: {_measurement(summary)}.']
+  lines = [f'{" and ".join(map(_metric, [table, *map(table.column, table.also)]))}: {_measurement(summary)}.']
   if summary.comparisons:
     lines.append(
       f'verdict: paired two-sided t test against {table.baseline} over each {table.repeats} both have, at '
@@ -155,7 +155,7 @@ def _grid(summary: Summary) -> tuple[list[str], list[list[list[str]]]]:
   baseline = table.baseline or 'baseline'
   heads = [
     table.rows, 'n', _metric(table), f'difference to {baseline}', 'p', 'verdict',
-    *(_metric(table, name) for name in table.also), f'steps to {baseline}',
+    *(_metric(table.column(name)) for name in table.also), f'steps to {baseline}',
     'trained parameters', 'seconds (total)', 'gap', 'forgotten', 'chosen', 'labels',
   ]  # fmt: skip
   rows = [row for block in summary.blocks for row in block.rows]
@@ -238,8 +238,8 @@ def _digits(rows: Sequence[Row]) -> int:
   return 3 + max(0, -math.floor(math.log10(largest)) - 1)
 
 
-def _metric(table: Table, split: str | None = None) -> str:
-  return f'{split or table.split} {table.metric}'
+def _metric(table: Table) -> str:
+  return f'{table.split} {table.metric}'
 
 
 def _count(number: int, noun: str) -> str:
