@@ -212,3 +212,17 @@ def test_along_draws_a_line_for_each_row_over_the_axis(drawn, tmp_path):
   assert [line.get_label() for line in panel.containers] == names and panel.get_xlabel() == 'shots'
   for text, box in texts(drawn[0]):
     assert figure_holds(drawn[0], box), text
+
+
+def test_along_shows_two_repeats_themselves_and_no_interval(drawn, tmp_path):
+  made = []
+  for number, (count, seed) in enumerate(itertools.product([1, 5], range(2))):
+    values = {'test': {'accuracy': 0.5 + 0.1 * number}}
+    made.append(
+      {**records()[0], 'cell': {'method': 'all', 'shots': count, 'seed': seed}, 'selected': values, 'curve': []}
+    )
+  plots.along(tables.summarise(made, tables.Table(along='shots')), tmp_path / 'along.png')
+  (panel,) = drawn[0].axes
+  assert not panel.containers[0].has_yerr
+  shown = np.asarray(panel.collections[0].get_offsets())
+  np.testing.assert_allclose(shown, [[1, 0.5], [1, 0.6], [5, 0.7], [5, 0.8]])

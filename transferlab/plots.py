@@ -66,9 +66,9 @@ def comparison(summary: Summary, path: str | Path) -> None:
 
 
 def along(summary: Summary, path: str | Path) -> None:
-  """The metric over the values of one axis (`table.along`): a line with its intervals for each row.
+  """The metric over the values of one axis (`table.along`): a line for each row, a panel for each further combination.
 
-  A panel for each combination of the further axes.
+  Around the means stand intervals; of two repeats, whose interval says nothing, the values themselves.
 
   Args:
     summary: from `summarise`.
@@ -91,9 +91,13 @@ def along(summary: Summary, path: str | Path) -> None:
       rows = [(block.axes[axis], row) for block in blocks for row in block.rows if row.name == name and row.n]
       x = [value if numeric else values.index(value) for value, _ in rows]
       style: dict[str, Any] = {'color': PALETTE[number % len(PALETTE)], 'linewidth': 1.8, 'marker': 'o', 'capsize': 2}
-      y, spread = [row.mean or 0.0 for _, row in rows], [row.half_width or 0.0 for _, row in rows]
+      few = max((row.n for _, row in rows), default=0) < 3
+      y, spread = [row.mean or 0.0 for _, row in rows], None if few else [row.half_width or 0.0 for _, row in rows]
       dashes = DASHES[number // len(PALETTE) % len(DASHES)]
       handles[name] = panel.errorbar(x, y, spread, linestyle=dashes, label=_short(name), elinewidth=0.8, **style)
+      if few:
+        each = [(place, value) for place, (_, row) in zip(x, rows) for value in row.values.values()]
+        panel.scatter(*zip(*each), color=style['color'], s=12, alpha=0.6, linewidths=0)
     panel.set_title(_wrapped(heading, panel), fontsize=11)
     panel.set_xticks(values if numeric else range(len(values)), [_short(str(value)) for value in values])
     panel.grid(alpha=0.25)
