@@ -27,10 +27,11 @@ def size(name: str, network: Any) -> None:
 
 def choices(run: Run, loaded: Loaded) -> None:
   """Names of metrics, and that what chooses has validation data to choose on."""
-  tasks = {f'{name}/': own.task for name, own in loaded.info.tasks.items()} or {'': loaded.info.task}
-  task = next(iter(tasks.values()))
-  metrics.check(run.evaluation.metrics or [], task)
-  metrics.check([run.evaluation.select] if run.evaluation.select else [], task)
+  names = [*(run.evaluation.metrics or []), *([run.evaluation.select] if run.evaluation.select else [])]
+  if loaded.info.tasks:
+    metrics.check_tasks(names, {name: own.task for name, own in loaded.info.tasks.items()})
+  else:
+    metrics.check(names, loaded.info.task)
   _correction(run, loaded)
   if 'validation' in loaded.splits:
     return
@@ -59,9 +60,9 @@ def _correction(run: Run, loaded: Loaded) -> None:
       raise UserError(f'config.evaluation.sets.{name}: evaluation.correct gives sets of such names')
 
 
-def labels(run: Run, stretches: Sequence[Any]) -> None:
-  """That nothing looks at labels which the data say are not to be looked at."""
-  if run.target.data.labelled:
+def labels(loaded: Loaded, stretches: Sequence[Any]) -> None:
+  """That nothing looks at labels where there are none, as with data.labelled=False."""
+  if loaded.labels['train']:
     return
   for stretch in stretches:
     for name, term in stretch.method.objective.terms.items():

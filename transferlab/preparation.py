@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transferlab import checks, identity, paths, pretrained, source_network, teachers, transplant
-from transferlab.data import encoding, preprocessing
+from transferlab.data import encoding, labels, preprocessing
 from transferlab.data.loader import Order
 from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
@@ -77,10 +77,12 @@ class Prepared:
     from transferlab.training import parallel
 
     data, rows = self.run.target.data, self.loaded.splits['train']
-    labels = self.loaded.examples.strata[rows].astype('int32') if data.sampling == 'balanced' else None
+    classes = self.loaded.examples.strata[rows].astype('int32') if data.sampling == 'balanced' else None
     chosen = parallel.devices(self.run.parallel)
     padded = -(-data.batch_size // len(chosen)) * len(chosen)
-    return Order(len(rows), data.batch_size, padded, self.seed, data.last_batch, labels)
+    sets, quotas = self.loaded.groups, self.loaded.quotas
+    order = Order(sum(quotas) or len(rows), data.batch_size, padded, self.seed, data.last_batch, classes)
+    return order if sets is None else dataclasses.replace(order, groups=sets[rows], quotas=quotas)
 
   def trained_parameters(self) -> int | None:
     """How many numbers of the network the optimizer may move, in any phase."""
@@ -98,7 +100,7 @@ class Prepared:
   def score(self, values: Mapping[str, Any]) -> float:
     """That metric among measured ones, so that larger is better; minus infinity where it has no value."""
     name = self.select_metric()
-    value = next((v for k, v in values.items() if k == name or k.endswith(f'/{name}')), None)
+    value = values.get(name)
     if value is None:
       return float('-inf')
     return value if metrics.higher_is_better(name) else -value
@@ -159,7 +161,7 @@ def prepare(run: Run) -> Prepared:
   made = Prepared(run, loaded, record, network, stretches, plan, source, weights, tuple(notes), tuple(caching), asked)
   source_network.check(made)
   teachers.check(made)
-  checks.labels(run, stretches)
+  checks.labels(loaded, stretches)
   return made
 
 
@@ -282,7 +284,8 @@ def _phases(
 
   info, data = loaded.info, run.target.data
   rows, compile_ = len(loaded.splits['train']), run.parallel.compile
-  lengths = [length(phase, rows, data.batch_size, data.last_batch) for phase in run.phases]
+  epoch = sum(loaded.quotas) or rows
+  lengths = [length(phase, epoch, data.batch_size, data.last_batch) for phase in run.phases]
   example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
 
   def asked(name: str) -> Asked:
@@ -300,7 +303,8 @@ def _phases(
     example,
     others=given,
     examples=rows,
-    labelled=data.labelled,
+    labelled=loaded.labels['train'] > 0,
+    gaps=labels.gaps(loaded.examples.arrays['label'], loaded.splits['train']),
   )
   stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
   if run.source is None and any(methods.needs_start(stretch.method) for stretch in stretches):
@@ -352,8 +356,6 @@ def start(prepared: Prepared, weights: Weights | None, taught: Mapping[str, Weig
     fisher = source_network.fisher(prepared, weights, variables['params'])
   record: Mapping[str, Any] = {name: jnp.asarray(prepared.record[name], jnp.float32) for name in ('shift', 'scale')}
   arrays = prepared.loaded.arrays(prepared.loaded.splits['train'], prepared.record)
-  if not prepared.run.target.data.labelled:
-    arrays['label'] = jax.tree.map(jnp.zeros_like, arrays['label'])
   order = prepared.order()
   return Member(prepared.stretches, variables, start_point, arrays, order, dict(record), prepared.seed, asked, fisher)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transferlab import folder, source_network, teachers
-from transferlab.data import preprocessing
+from transferlab.data import labels, preprocessing
 from transferlab.data.examples import Info, matched
 from transferlab.data.sources import load
 from transferlab.evaluation import baselines, bias, evaluate, metrics
@@ -45,14 +45,29 @@ def split(prepared: Prepared, name: str) -> tuple[np.ndarray, Any, np.ndarray]:
 
 
 def measure(names: Sequence[str] | None, outputs: Any, labels: Any, info: Info) -> dict[str, Any]:
-  """Metrics of complete outputs: the task's usual ones, or those named; 'task/metric' where there are several tasks."""
+  """Metrics of complete outputs, over the examples whose label is there: the task's usual ones, or those named.
+
+  Where there are several tasks, each has those that are for it, as 'task/metric', and 'metric' is the mean over tasks
+  that are not auxiliary. A name may be 'task/metric' too.
+  """
   if not info.tasks:
-    return metrics.compute(names or metrics.DEFAULTS[info.task], outputs, labels, info.task)
+    return _of_labelled(names or metrics.DEFAULTS[info.task], outputs, labels, info)
   found: dict[str, Any] = {}
   for task, own in info.tasks.items():
-    values = metrics.compute(names or metrics.DEFAULTS[own.task], outputs[task], labels[task], own.task)
+    asked = metrics.of_task(names, task, own.task)
+    values = _of_labelled(asked, outputs[task], labels[task], own) if asked else {}
     found.update({f'{task}/{name}': value for name, value in values.items()})
+  main = [task for task in info.tasks if task not in info.auxiliary]
+  for name in dict.fromkeys(key.partition('/')[2] for key in found):
+    numbers = [value for task in main if isinstance(value := found.get(f'{task}/{name}'), float)]
+    found.update({name: float(np.mean(numbers))} if numbers else {})
   return found
+
+
+def _of_labelled(names: Sequence[str], outputs: Any, label: Any, info: Info) -> dict[str, Any]:
+  label = np.asarray(label)
+  there = labels.known(label)
+  return metrics.compute(names, np.asarray(outputs)[there], label[there], info.task)
 
 
 def validation(runs: Sequence[Prepared]) -> Validation | None:
@@ -65,7 +80,8 @@ def validation(runs: Sequence[Prepared]) -> Validation | None:
   records = [arrays_of(run.record) for run in runs]
   x = np.stack([part[0] for part in parts]) if population else parts[0][0]
   record = {k: jnp.stack([r[k] for r in records]) for k in records[0]} if population else records[0]
-  usual = ['mean_squared_error'] if info.task == 'regression' else ['accuracy', 'log_loss']
+  tasks = [own.task for own in info.tasks.values()] or [info.task]
+  usual = [each for task in tasks for each in metrics.CHEAP[task]]
   names = list(dict.fromkeys([name, *usual]))
   mesh, batch_size = mesh_of(first), min(first.run.evaluation.batch_size, x.shape[1 if population else 0])
 
@@ -84,8 +100,7 @@ def validation(runs: Sequence[Prepared]) -> Validation | None:
     each = [_member(outputs, number) for number in range(len(runs))] if population else [outputs]
     return [measure(names, own, label, info) for own, (_, label) in zip(each, parts)]
 
-  select = f'{next(iter(info.tasks))}/{name}' if info.tasks else name
-  return Validation(judge, select, metrics.higher_is_better(name))
+  return Validation(judge, name, metrics.higher_is_better(name))
 
 
 def _member(outputs: Any, number: int) -> Any:
@@ -100,7 +115,8 @@ def outputs_on(prepared: Prepared, variables: Any, x: np.ndarray) -> Any:
 
 def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, Any, np.ndarray]]:
   """Everything that is evaluated at the end, by name: the splits, and the further data sets' test splits."""
-  found = {name: split(prepared, name) for name in prepared.loaded.splits if test or name != 'test'}
+  measured = [name for name in prepared.loaded.splits if test or name in ('train', 'validation')]
+  found = {name: split(prepared, name) for name in measured}
   if not test:
     return found
   for name, data in prepared.run.evaluation.sets.items():
@@ -274,7 +290,9 @@ def _probes(prepared: Prepared, variables: Any, everything: Mapping[str, Any]) -
   classes = None if info.task == 'regression' else max(2, len(info.classes))
   found = {}
   for stage, inputs in _inputs(prepared, baseline, variables, everything).items():
-    fits = baselines.fits(baseline, inputs['train'], everything['train'][1], num_classes=classes)
+    label = everything['train'][1]
+    there = labels.known(label)
+    fits = baselines.fits(baseline, inputs['train'][there], label[there], num_classes=classes)
     if 'validation' not in everything:
       found[stage] = _Probe(fits[0], inputs, None)
       continue
@@ -331,20 +349,26 @@ def probabilities(outputs: np.ndarray, task: str) -> np.ndarray:
   return powers / powers.sum(axis=1, keepdims=True)
 
 
-def write_predictions(path: Path, outputs: Any, ids: np.ndarray, info: Info, labels: Any = None) -> None:
-  """A CSV row per example: id, the label where there is one, the predicted class and the probabilities (or values)."""
+def write_predictions(path: Path, outputs: Any, ids: np.ndarray, info: Info, label: Any = None) -> None:
+  """A CSV row per example: id, the label where there is one, the predicted class and the probabilities (or values).
+
+  Args:
+    label: as in `Examples`; None: there are none, and no column for them.
+  """
   if info.tasks:
     for task, own in info.tasks.items():
-      write_predictions(path.with_name(f'{path.stem}_{task}.csv'), outputs[task], ids, own, labels and labels[task])
+      write_predictions(path.with_name(f'{path.stem}_{task}.csv'), outputs[task], ids, own, label and label[task])
     return
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   regression = info.task == 'regression'
   values = np.asarray(outputs, np.float64) if regression else probabilities(outputs, info.task)
-  truth = [] if labels is None else [f'target_{name}' for name in info.targets] if regression else ['label']
+  truth = [] if label is None else [f'target_{name}' for name in info.targets] if regression else ['label']
+  there = np.ones(len(ids), bool) if label is None else labels.known(np.asarray(label))
   writer.writerow(['id', *truth, *([] if regression else ['class']), *(info.targets if regression else info.classes)])
   for row, number in enumerate(ids):
-    true = [] if labels is None else list(np.ravel(labels[row])) if regression else [info.classes[int(labels[row])]]
+    true = [] if label is None else list(np.ravel(label[row])) if regression else [info.classes[int(label[row])]]
+    true = true if there[row] else [''] * len(true)
     best = [] if regression else [info.classes[int(values[row].argmax())]]
     writer.writerow([int(number), *true, *best, *(f'{value:.6g}' for value in values[row])])
   folder.write_text(path, text.getvalue())

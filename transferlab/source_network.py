@@ -235,11 +235,14 @@ def _information(source: 'Prepared', weights: Weights, choice: 'FisherChoice', s
   import jax.numpy as jnp
   import numpy as np
 
+  from transferlab.data import labels
   from transferlab.data.loader import permutation
   from transferlab.data.sources import centred
   from transferlab.objectives import importance
 
   rows = source.loaded.splits['train']
+  if choice.labels == 'empirical':
+    rows = rows[labels.present(source.loaded.examples.arrays['label'])[rows]]
   rows = rows[np.sort(permutation(len(rows), 0, seed)[: choice.examples])]
   arrays = source.loaded.arrays(rows, source.record)
   record = {name: jnp.asarray(source.record[name], jnp.float32) for name in ('shift', 'scale')}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -80,6 +81,41 @@ class Column:
     """The column of these examples, in this order; nothing is read."""
     assert axis == 0
     return Column(self.read, self.rows[indices], self.example_shape, self.dtype, self.digest)
+
+
+def joined(parts: Sequence[np.ndarray | Column]) -> np.ndarray | Column:
+  """The examples of several, one after another, of one shape; a column where any of them is one."""
+  if not any(isinstance(part, Column) for part in parts):
+    return np.concatenate([np.asarray(part) for part in parts])
+  if len({part.dtype for part in parts}) > 1:
+    parts = [part.then(_as_float, 'float32') if isinstance(part, Column) else part.astype(np.float32) for part in parts]
+  starts = np.cumsum([0, *map(len, parts)])
+  digest = hashlib.blake2b(digest_size=16)
+  for part in parts:
+    if isinstance(part, Column):
+      digest.update(f'{part.digest} {hashlib.blake2b(part.rows.tobytes()).hexdigest()}'.encode())
+    else:
+      digest.update(np.ascontiguousarray(part).data)
+  read = _Joined(tuple(parts), starts)
+  return Column(read, np.arange(starts[-1]), parts[0].shape[1:], parts[0].dtype, digest.hexdigest())
+
+
+def _as_float(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  return values.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+  parts: tuple[Any, ...]
+  starts: np.ndarray
+
+  def __call__(self, rows: np.ndarray) -> np.ndarray:
+    values = np.empty((len(rows), *self.parts[0].shape[1:]), self.parts[0].dtype)
+    for part, start, stop in zip(self.parts, self.starts, self.starts[1:]):
+      own = np.flatnonzero((rows >= start) & (rows < stop))
+      if len(own):
+        values[own] = part[rows[own] - start]
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

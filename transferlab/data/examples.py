@@ -23,7 +23,7 @@ class Info:
   `low` and `high` bound the inputs of images, by their format or, where `observed`, by what they happen to be.
   `categories` holds the values of each categorical column of a table, whose inputs are then numbers of values. `notes`
   are sentences for the report. With several label columns `tasks` holds the `Info` of each, and this one's task,
-  classes and targets are those of the first, by which splits are drawn.
+  classes and targets are those of the first, by which splits are drawn; `auxiliary` are those that only help to train.
   """
 
   kind: Literal['image', 'table', 'text']
@@ -39,6 +39,7 @@ class Info:
   file: str | None = None
   notes: tuple[str, ...] = ()
   tasks: dict[str, 'Info'] = field(default_factory=dict)
+  auxiliary: tuple[str, ...] = ()
 
   @property
   def outputs(self) -> int:
@@ -52,9 +53,10 @@ class Examples:
 
   `x`: images [N, H, W, C], float32 or uint8; tables float32 [N, D], in which NaN is a missing value; or text, object
   [N] of strings. Inputs that are read when they are asked for are a `Column` (columns.py). `label`: int32 [N] for
-  classification and binary, float32 [N, T] for regression; for several label columns a dict of these. `id`: int64 [N],
-  row numbers in the original data (its training rows before its test rows). `official`: indices by the name of the
-  part that the data bring ('train', 'test', 'validation', …), where they bring any.
+  classification and binary, float32 [N, T] for regression, −1 and NaN where it is missing (labels.py); for several
+  label columns a dict of these. `id`: int64 [N], row numbers in the original data (its training rows before its test
+  rows). `official`: indices by the name of the part that the data bring ('train', 'test', 'validation', …), if
+  any.
   """
 
   arrays: dict[str, Any]
@@ -112,7 +114,8 @@ def matched(label: Any, theirs: Info, mine: Info, name: str) -> Any:
     return label
   unheard = [known for known in theirs.classes if known not in mine.classes]
   if not unheard:
-    return np.array([mine.classes.index(known) for known in theirs.classes], label.dtype)[label]
+    # −1, which stands for a missing label, takes the last.
+    return np.array([*map(mine.classes.index, theirs.classes), -1], label.dtype)[label]
   numbered = [all(known.isdigit() for known in info.classes) for info in (theirs, mine)]
   if len(theirs.classes) == len(mine.classes) and numbered[0] != numbered[1]:
     return label

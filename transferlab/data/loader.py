@@ -6,7 +6,7 @@ step number and nothing else: there is no iterator state to save.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -37,18 +37,37 @@ def balanced_order(labels: Int[np.ndarray, ' count'], epoch: int, seed: int) -> 
   return order
 
 
+def mixed_order(
+  groups: Int[np.ndarray, ' examples'], quotas: Sequence[int], epoch: int, seed: int
+) -> Int[np.ndarray, ' count']:
+  """An epoch of a mixture: `quotas[g]` examples of each group in a random order, rare groups oftener than once.
+
+  Each group walks through one permutation of its examples after another; in the next epoch it goes on where it stopped.
+  """
+  random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+  turns = random.permutation(np.repeat(np.arange(len(quotas)), quotas))
+  order = np.empty(len(turns), np.int64)
+  for group, quota in enumerate(quotas):
+    members = np.flatnonzero(groups == group)
+    walk, places = divmod(np.arange(epoch * quota, (epoch + 1) * quota), len(members))
+    walks = {number: np.random.default_rng([seed, group, number]).permutation(members) for number in np.unique(walk)}
+    order[turns == group] = [walks[number][place] for number, place in zip(walk, places)]
+  return order
+
+
 @dataclasses.dataclass(frozen=True)
 class Order:
   """Which training example stands where in every batch of a run.
 
   Attributes:
-    count: number of training examples.
+    count: examples in an epoch: each training example once, unless it is a mixture.
     batch_size: examples in a global batch; rows beyond it pad the batch to what the devices divide.
     rows: `batch_size` rounded up to a multiple of the number of devices.
     last_batch: 'carry': batches run on from one epoch into the next; 'pad': the last of an epoch is padded.
     labels: [count] class numbers for balanced sampling, else None.
     views: how many versions of each example there are of what the arrays hold under 'seen', one version of all examples
       after the other; epochs take them in turn.
+    groups, quotas: [examples] the set that each comes from, and how many of each set an epoch holds; None otherwise.
   """
 
   count: int
@@ -58,10 +77,18 @@ class Order:
   last_batch: Literal['carry', 'pad'] = 'carry'
   labels: np.ndarray | None = None
   views: int = 1
+  groups: np.ndarray | None = None
+  quotas: tuple[int, ...] = ()
+
+  @property
+  def examples(self) -> int:
+    """How many training examples there are."""
+    return self.count if self.groups is None else len(self.groups)
 
   def epoch(self, epoch: int) -> np.ndarray:
     """[count] example numbers in the order of one epoch."""
-    return _epoch(self.count, epoch, self.seed, None if self.labels is None else self.labels.astype(np.int32).tobytes())
+    labels, groups = (None if own is None else own.astype(np.int32).tobytes() for own in (self.labels, self.groups))
+    return _epoch(self.count, epoch, self.seed, labels, groups, self.quotas)
 
   def batches(self, start: int, count: int) -> dict[str, Any]:
     """Steps `start` … `start + count − 1` as rows into the training examples.
@@ -89,12 +116,16 @@ class Order:
     full = self.rows == self.batch_size and (self.last_batch == 'carry' or self.count % self.batch_size == 0)
     picks = {'row': row, 'place': place, 'view': view}
     if self.views > 1:
-      picks['seen'] = row + self.count * (view % self.views)
+      picks['seen'] = row + self.examples * (view % self.views)
     return {name: value.astype(np.int32) for name, value in picks.items()} | {'mask': None if full else mask}
 
 
 @functools.lru_cache(maxsize=64)
-def _epoch(count: int, epoch: int, seed: int, labels: bytes | None) -> np.ndarray:
+def _epoch(
+  count: int, epoch: int, seed: int, labels: bytes | None, groups: bytes | None, quotas: tuple[int, ...]
+) -> np.ndarray:
+  if groups is not None:
+    return mixed_order(np.frombuffer(groups, np.int32), quotas, epoch, seed)
   if labels is None:
     return permutation(count, epoch, seed)
   return balanced_order(np.frombuffer(labels, np.int32), epoch, seed)

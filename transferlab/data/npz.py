@@ -19,7 +19,13 @@ LABELS = ('y', 'label', 'labels', 'target')
 SPLIT = ('_train', '_test')
 
 
-def read_npz(path: str, inputs: str | None = None, label: str | list[str] | None = None, task: Task = None) -> Examples:
+def read_npz(
+  path: str,
+  inputs: str | None = None,
+  label: str | list[str] | None = None,
+  task: Task = None,
+  unlabelled: bool = False,
+) -> Examples:
   """The examples of an npz file; x_train, y_train, x_test and y_test make official splits.
 
   Inputs [N, D] are a table, [N, H, W] and [N, H, W, C] images; uint8 images stay as they are, all else
@@ -31,6 +37,7 @@ def read_npz(path: str, inputs: str | None = None, label: str | list[str] | None
     inputs: key of the inputs, where it is none of `INPUTS`; for official splits, without '_train' and '_test'.
     label: key of the labels, likewise; a list of them makes a task of each.
     task: None decides by each label's dtype; 'binary' is read as classification.
+    unlabelled: labels may be missing: negative, NaN.
 
   Raises:
     UserError: no such file, no npz file or a damaged one, no such key, or contents unfit to learn from.
@@ -50,7 +57,7 @@ def read_npz(path: str, inputs: str | None = None, label: str | list[str] | None
     _same_lengths(x, values, x_key, key, parts, path)
   x, facts = _inputs(x, x_key, columns, path)
   facts.update(origin=f'npz file {Path(path).name}', file=path)
-  labels, tasks = _labels(y, classes, task, facts, path)
+  labels, tasks = _labels(y, classes, task, facts, path, unlabelled)
   first = next(iter(tasks))
   rows = np.arange(sum(map(len, x)))
   splits = {'train': rows[: len(x[0])], 'test': rows[len(x[0]) :]} if official else None
@@ -153,11 +160,11 @@ def _range(x: list[np.ndarray]) -> tuple[float, float]:
   return low, high if high > low else low + 1
 
 
-def _finite(array: np.ndarray, key: str, path: str) -> np.ndarray:
-  """As float32, in which every value must be finite."""
+def _finite(array: np.ndarray, key: str, path: str, gaps: bool = False) -> np.ndarray:
+  """As float32, in which every value must be finite, or NaN where there may be gaps."""
   with np.errstate(over='ignore'):
     array = array.astype(np.float32)
-  bad = ~np.isfinite(array)
+  bad = ~(np.isfinite(array) | (gaps & np.isnan(array)))
   if bad.any():
     row = int(np.flatnonzero(bad.reshape(len(array), -1).any(axis=1))[0])
     raise UserError(f'{path}: {key!r} has {bad.sum()} values that are NaN or infinite, the first in row {row}')
@@ -165,46 +172,56 @@ def _finite(array: np.ndarray, key: str, path: str) -> np.ndarray:
 
 
 def _labels(
-  y: dict[str, list[np.ndarray]], names: tuple[str, ...], task: Task, known: dict[str, Any], path: str
+  y: dict[str, list[np.ndarray]],
+  names: tuple[str, ...],
+  task: Task,
+  known: dict[str, Any],
+  path: str,
+  unlabelled: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, Info]]:
   """Labels and `Info` by key; class names apply only where there is one key."""
   labels, tasks = {}, {}
   for key, parts in y.items():
     regression = task == 'regression' or (task is None and parts[0].dtype.kind == 'f')
     if regression:
-      labels[key], facts = _targets(parts, key, path)
+      labels[key], facts = _targets(parts, key, path, unlabelled)
     else:
-      labels[key], facts = _classes(parts, key, names if len(y) == 1 else (), path)
+      labels[key], facts = _classes(parts, key, names if len(y) == 1 else (), path, unlabelled)
     tasks[key] = Info(**known, **facts)
   return labels, tasks
 
 
-def _targets(y: list[np.ndarray], key: str, path: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _targets(y: list[np.ndarray], key: str, path: str, unlabelled: bool) -> tuple[np.ndarray, dict[str, Any]]:
   """Regression targets float32 [N, T], and what is known about them."""
   if any(part.ndim > 2 or part.shape[1:] != y[0].shape[1:] for part in y):
     raise UserError(f'{path}: targets {key!r} of shape {y[0].shape}; needed: [N] or [N, T]')
-  label = np.concatenate([_finite(part, key, path).reshape(len(part), -1) for part in y])
+  label = np.concatenate([_finite(part, key, path, unlabelled).reshape(len(part), -1) for part in y])
   count = label.shape[1]
   targets = (key,) if count == 1 else tuple(f'{key}{i}' for i in range(count))
   return label, {'task': 'regression', 'targets': targets}
 
 
-def _classes(y: list[np.ndarray], key: str, names: tuple[str, ...], path: str) -> tuple[np.ndarray, dict[str, Any]]:
-  """Class numbers int32 [N], and what is known about them; the first part says which classes there are."""
+def _classes(
+  y: list[np.ndarray], key: str, names: tuple[str, ...], path: str, unlabelled: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Class numbers int32 [N], −1 where missing, and what is known; the first part says which classes there are."""
+  if unlabelled:
+    y = [np.where((part < 0) | (part != part), -1, part) for part in y]
   for part in y:
     if part.ndim != 1 and part.shape[1:] != (1,):
       raise UserError(f'{path}: labels {key!r} of shape {part.shape}; needed: one class number per example, [N]')
     if part.dtype.kind == 'f' and not (part == np.floor(part)).all():
       raise UserError(f'{path}: labels {key!r} are not whole numbers; for regression set data.task')
-    if part.min() < 0:
-      raise UserError(f'{path}: labels {key!r} are negative in {(part < 0).sum()} rows, the smallest {part.min()}')
-  present = np.unique(y[0])
+    if part.min() < 0 and not unlabelled:
+      what = f'{path}: labels {key!r} are negative in {(part < 0).sum()} rows, the smallest {part.min()}'
+      raise UserError(f"{what}; data.unlabelled='keep' takes them as missing")
+  present = np.unique(y[0][y[0] >= 0])
   gap = next((number for number, value in enumerate(present) if value != number), len(present))
   count = len(names) or len(present)
   if gap < count:
     raise UserError(
       f'{path}: labels {key!r} have no example of class {names[gap] if names else gap!r}; '
-      f'they should be 0 … {count - 1} without a gap, and the largest is {present[-1]}'
+      f'they should be 0 … {count - 1} without a gap, and the largest is {present.max(initial=-1)}'
     )
   largest = max(part.max() for part in y)
   if largest >= count:

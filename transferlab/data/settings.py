@@ -17,6 +17,7 @@ from transferlab.data.preprocessing import STATISTICS
 from transferlab.errors import UserError, unknown
 
 Share = Annotated[float, Field(gt=0, le=1)]
+MIXTURE = 'mixture'
 BUNDLED = ('digits', 'iris', 'wine', 'breast_cancer', 'diabetes', 'linnerud')
 TABLES = ('csv', 'tsv', 'jsonl')
 FILES = {'npz': 'npz:FILE', **{kind: f'{kind}:FILE' for kind in TABLES}, 'folder': 'folder:DIR', 'tfds': 'tfds:NAME'}
@@ -36,12 +37,34 @@ ONLY = {
 def check_name(name: str) -> None:
   """Raises `UserError` where a name is that of no source, or lacks what the source needs."""
   kind, colon, rest = name.partition(':')
-  if not (name in BUNDLED or (kind in FILES and colon and rest)):
+  if not (name in (*BUNDLED, MIXTURE) or (kind in FILES and colon and rest)):
     place, ending = os.path.expanduser(name), name.rpartition('.')[2]
     if os.path.exists(place) and (os.path.isdir(place) or ending in FILES):
       meant = 'folder' if os.path.isdir(place) else ending
       raise UserError(f'data set {name!r} does not say what it is; nearest: {meant}:{name}')
-    raise unknown('data set', name, [*BUNDLED, *FILES.values()])
+    raise unknown('data set', name, [*BUNDLED, MIXTURE, *FILES.values()])
+
+
+SetName = Annotated[str, Field(pattern=r'^[\w.-]*\w$')]
+
+
+class Mixing(Schema):
+  """How often each set of a mixture is drawn, and what its labels have to do with those of the others."""
+
+  rates: Literal['proportional', 'uniform'] | dict[SetName, Annotated[float, Field(gt=0, le=1e9)]] = Field(
+    'proportional', description='shares of the examples: by the sizes of the sets, all alike, or as given'
+  )
+  temperature: Annotated[float, Field(ge=1, le=1e6)] = Field(
+    1.0, description='T of proportional rates, size^(1/T): 1 is by size, large T nearly uniform (Raffel et al. 2020)'
+  )
+  epoch: SetName | None = Field(
+    None, description='the set of which an epoch holds every example once; None: as many examples as all sets have'
+  )
+  heads: Literal['separate', 'common'] = Field(
+    'separate',
+    description='separate: a task for each set, called as the set (sets of several label columns keep their names, and '
+    'equal names share a head); common: one task, whose classes are matched by name',
+  )
 
 
 class Data(Schema):
@@ -49,7 +72,18 @@ class Data(Schema):
 
   name: str = Field(
     description='digits, iris, wine, breast_cancer, diabetes, linnerud; npz:FILE, csv:FILE, tsv:FILE, jsonl:FILE '
-    "(several parts: 'csv:adult-{train,test}.csv'); folder:DIR of images in class folders; tfds:NAME."
+    "(several parts: 'csv:adult-{train,test}.csv'); folder:DIR of images in class folders; tfds:NAME; mixture of sets."
+  )
+  sets: dict[SetName, 'Data'] = Field(
+    default={},
+    description='Mixtures: data sets by name, each read, split and worsened as it says itself; inputs of one form.',
+    json_schema_extra=LATER,
+  )
+  mixing: Mixing = Field(default=Mixing(), description='Mixtures: how.', json_schema_extra=LATER)
+  auxiliary: list[str] = Field(
+    default=[],
+    description='Tasks (label columns, or sets of a mixture) that only help to train: no mean counts them.',
+    json_schema_extra=LATER,
   )
   folder: str | None = Field(
     default=None, description="tfds: where prepared data sets stand; None: TFDS's own place.", json_schema_extra=OUTSIDE
@@ -105,6 +139,18 @@ class Data(Schema):
   labelled: bool = Field(
     default=True,
     description='False: training looks at no labels, and counts none: a transfer set for distillation.',
+    json_schema_extra=LATER,
+  )
+  unlabelled: Literal['refuse', 'keep'] = Field(
+    default='refuse',
+    description='What becomes of examples without a label (tables: a missing value; npz: a negative class, NaN): keep: '
+    'terms and metrics that need the label leave them out; those without any label are for training only.',
+    json_schema_extra=LATER,
+  )
+  keep_labels: Share | dict[str, Share] | None = Field(
+    default=None,
+    description='The share of the training labels that stays, of all or by label column, drawn within each class; the '
+    'others count as missing.',
     json_schema_extra=LATER,
   )
   relabel: bool = Field(
@@ -194,6 +240,7 @@ class Data(Schema):
 
   @pydantic.model_validator(mode='after')
   def _consistent(self) -> 'Data':
+    self._check_mixture()
     if self.shots is not None and self.fraction is not None:
       raise ValueError('shots and fraction exclude each other: give one of them')
     kind = self.name.partition(':')[0]
@@ -203,8 +250,37 @@ class Data(Schema):
           raise ValueError(f'{key} is for {", ".join(kinds)}, and there is none in {self.name!r}')
     if not self.labelled and (self.shots is not None or self.sampling == 'balanced'):
       raise ValueError('labelled=False: shots and balanced sampling draw by label; nearest: fraction')
+    if self.keep_labels is not None and (not self.labelled or self.sampling == 'balanced'):
+      raise ValueError('keep_labels leaves labels out: neither with labelled=False nor with balanced sampling')
     if self.statistics is not None and self.standardize:
       raise ValueError('statistics and standardize exclude each other: give one of them')
     if self.classes is not None and self.relabel and len(self.classes) < 2:
       raise ValueError('classes should name at least two, unless relabel=False')
     return self
+
+  def _chosen(self) -> set[str]:
+    """The keys that do not have their default."""
+    return {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+
+  def _check_mixture(self) -> None:
+    if (self.name == MIXTURE) != bool(self.sets):
+      raise ValueError("sets is for the name 'mixture', and that name needs sets")
+    own = self._chosen() - {'name', 'sets', *FED}
+    if self.sets and own:
+      raise ValueError(f'{", ".join(sorted(own))}: each set of a mixture says this for itself')
+    for name, data in self.sets.items():
+      if fed := data._chosen() & FED:
+        raise ValueError(f'sets.{name}: {", ".join(sorted(fed))}: the mixture says this for all its sets')
+    if self.sets and self.sampling == 'balanced':
+      raise ValueError('sampling: a mixture draws as mixing says')
+    for key, names in (('epoch', [self.mixing.epoch or '']), ('rates', self.mixing.rates)):
+      for name in names if isinstance(names, (list, dict)) else []:
+        if name and name not in self.sets:
+          raise ValueError(str(unknown(f'mixing.{key}', name, self.sets)))
+    if isinstance(self.mixing.rates, dict) and set(self.mixing.rates) != set(self.sets):
+      raise ValueError(f'mixing.rates: give one for each of {", ".join(self.sets)}')
+
+
+# What a mixture says for all of its sets.
+FED = {'mixing', 'auxiliary', 'standardize', 'statistics', 'augment', 'sampling', 'batch_size', 'last_batch', 'hold'}
+FED |= {'workers'}

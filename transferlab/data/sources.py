@@ -7,6 +7,7 @@ loader's. Neither jax nor any library for one kind of data is imported before so
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,19 @@ from typing import Any, cast
 
 import numpy as np
 
-from transferlab.data import bundled, encoding, folders, image, preprocessing, splits, table_files, tables, tfds
+from transferlab.data import (
+  bundled,
+  encoding,
+  folders,
+  image,
+  labels,
+  mixture,
+  preprocessing,
+  splits,
+  table_files,
+  tables,
+  tfds,
+)
 from transferlab.data.augmentation import centre_crop, check, output_shape
 from transferlab.data.columns import Column
 from transferlab.data.examples import Examples, Info, digest
@@ -33,17 +46,20 @@ class Loaded:
   """What `load` gives.
 
   `splits`: indices into `examples` by 'train', 'validation' (if any) and 'test'. `labels`: how many labelled
-  examples 'train' and 'validation' use. `digest`: of the contents as they were read. `preprocessing`: fitted on the
-  training split. `crop`: pixels of the square that networks see of an image; None: all of it.
+  examples 'train' and 'validation' use, and of each task under 'tasks'. `digest`: of the contents as they were read.
+  `preprocessing`: fitted on the training split. `crop`: pixels of the square that networks see of an image; None: all.
+  Of a mixture, `groups` [N] are the sets that examples come from, and an epoch draws `quotas` of each.
   """
 
   examples: Examples
   splits: dict[str, np.ndarray]
   info: Info
   digest: str
-  labels: dict[str, int]
+  labels: dict[str, Any]
   preprocessing: preprocessing.Record
   crop: int | None = None
+  groups: np.ndarray | None = None
+  quotas: tuple[int, ...] = ()
 
   def arrays(self, rows: np.ndarray, record: preprocessing.Record) -> dict[str, Any]:
     """'x', 'label' and 'id' of examples as training takes them: tables encoded as the record says."""
@@ -75,12 +91,14 @@ def load(data: Data, seed: int) -> Loaded:
   Raises:
     UserError: the file or its contents are unfit, or there are not the classes or examples asked for.
   """
-  return _remembered(data.model_dump_json(), seed, _stamp(data.name))
+  return _remembered(data.model_dump_json(), seed, _stamp(data))
 
 
-def _stamp(name: str) -> tuple[tuple[int, int], ...]:
+def _stamp(data: Data) -> tuple[tuple[int, int], ...]:
   """What changes when a file that would be read does."""
-  kind, _, path = name.partition(':')
+  kind, _, path = data.name.partition(':')
+  if data.sets:
+    return tuple(pair for own in data.sets.values() for pair in _stamp(own))
   if kind in TABLES:
     files = list(map(Path, table_files.files_of(path, cast(table_files.Kind, kind)).values()))
   else:
@@ -90,12 +108,24 @@ def _stamp(name: str) -> tuple[tuple[int, int], ...]:
 
 @functools.lru_cache(maxsize=64)
 def _remembered(data: str, seed: int, stamp: Any) -> Loaded:
-  return _load(Data.model_validate_json(data), seed, stamp)
+  settings = Data.model_validate_json(data)
+  return _mixture(settings, seed) if settings.sets else _load(settings, seed, stamp)
+
+
+def _mixture(data: Data, seed: int) -> Loaded:
+  """The sets of a mixture, each loaded as it says, as one."""
+  held = {'hold': data.hold, 'workers': data.workers}
+  parts = {name: load(own.model_copy(update=held), seed) for name, own in data.sets.items()}
+  examples, indices, groups = mixture.mixed({n: (own.examples, own.splits) for n, own in parts.items()}, data.mixing)
+  _check_fed(data, examples)
+  contents = hashlib.blake2b(repr([(n, own.digest) for n, own in parts.items()]).encode(), digest_size=16).hexdigest()
+  quotas = mixture.quotas({name: len(own.splits['train']) for name, own in parts.items()}, data.mixing)
+  return _loaded(data, examples, indices, contents, groups, quotas)
 
 
 # What a reader depends on: runs of several seeds, shots or classes share what was read.
 READ: tuple[str, ...] = ('name', 'folder', 'inputs', 'label', 'columns', 'missing', 'hash', 'resize', 'channels')
-READ += ('corrupt', 'hold', 'workers')
+READ += ('corrupt', 'hold', 'workers', 'unlabelled')
 # Bytes of decoded inputs up to which they stay in memory once read, though they are streamed: decoding MNIST anew in
 # every epoch takes twenty times as long as training a small network on it. Worker processes keep nothing.
 SMALL = 2**28
@@ -141,17 +171,54 @@ def _load(data: Data, seed: int, stamp: Any) -> Loaded:
   _check(data, raw)
   examples = _corrupted(data, _select(data, raw), raw, seed if data.corruption_seed is None else data.corruption_seed)
   indices = _split(data, examples, seed if data.seed is None else data.seed)
-  record = preprocessing.Record()
+  examples = _with_labels_kept(data, examples, indices['train'], seed if data.seed is None else data.seed)
+  return _loaded(data, examples, indices, contents, gaps=_has_gaps(raw))
+
+
+def _has_gaps(examples: Examples) -> bool:
+  x = examples.arrays['x']
+  return examples.info.kind == 'table' and not isinstance(x, Column) and bool(np.isnan(x).any())
+
+
+def _loaded(
+  data: Data,
+  examples: Examples,
+  indices: dict[str, np.ndarray],
+  contents: str,
+  groups: np.ndarray | None = None,
+  quotas: tuple[int, ...] = (),
+  gaps: bool | None = None,
+) -> Loaded:
+  """With preprocessing fitted on the training split; `gaps`: columns of a table may lack values."""
+  record, info = preprocessing.Record(), examples.info
+  unknown_tasks = [task for task in data.auxiliary if task not in info.tasks]
+  if unknown_tasks:
+    raise unknown(f'{data.name}: data.auxiliary', unknown_tasks[0], info.tasks or ['(these data have one task)'])
+  if info.tasks and not set(info.tasks) - set(data.auxiliary):
+    raise UserError(f'{data.name}: data.auxiliary: some task has to be the one that counts')
+  examples = dataclasses.replace(examples, info=dataclasses.replace(info, auxiliary=tuple(data.auxiliary)))
   if examples.info.kind != 'text':
-    standardize = raw.info.kind == 'table' and data.hash is None if data.standardize is None else data.standardize
+    standardize = info.kind == 'table' and data.hash is None if data.standardize is None else data.standardize
     train = examples.arrays['x'].take(indices['train'], axis=0)
-    gaps = raw.info.kind == 'table' and not isinstance(train, Column) and bool(np.isnan(raw.arrays['x']).any())
+    gaps = _has_gaps(examples) if gaps is None else gaps
     record = preprocessing.fit(train, examples.info, standardize, data.statistics, data.categorical, gaps)
     if examples.info.kind == 'image':
       record['input_shape'] = list(output_shape(data.augment, tuple(record['input_shape'])))
-  labels = {name: len(rows) for name, rows in indices.items() if name != 'test'}
-  labels['train'] *= data.labelled
-  return Loaded(examples, indices, examples.info, contents, labels, record, data.augment.crop)
+  counted = {name: rows for name, rows in indices.items() if name in ('train', 'validation')}
+  counted = labels.counts(examples.arrays['label'], counted)
+  return Loaded(examples, indices, examples.info, contents, counted, record, data.augment.crop, groups, quotas)
+
+
+def _with_labels_kept(data: Data, examples: Examples, rows: np.ndarray, seed: int) -> Examples:
+  """The examples, of which these rows, for training, keep the labels that the config leaves them."""
+  label = examples.arrays['label']
+  if not data.labelled:
+    label = labels.changed(label, lambda task, own: labels.without(own, rows))
+  else:
+    if data.keep_labels is not None:
+      label = labels.kept(label, rows, examples.arrays['id'], data.keep_labels, seed, data.name)
+    labels.check(label, rows, data.name)
+  return dataclasses.replace(examples, arrays={**examples.arrays, 'label': label})
 
 
 def _corrupted(data: Data, examples: Examples, raw: Examples, seed: int) -> Examples:
@@ -176,7 +243,7 @@ def _corrupt_rows(options: tuple, values: np.ndarray, rows: np.ndarray) -> np.nd
 
 def _check(data: Data, raw: Examples) -> None:
   """Refuses what the config asks of data that cannot have it."""
-  info, x = raw.info, raw.arrays['x']
+  info = raw.info
   if info.task == 'regression':
     for name, asked in [
       ('classes', data.classes),
@@ -187,17 +254,23 @@ def _check(data: Data, raw: Examples) -> None:
         raise UserError(f'data.{name} needs classes, and {data.name} is for regression')
   if info.tasks and data.classes is not None:
     raise UserError('data.classes selects from one label column, and data.label names several')
-  if info.kind != 'image':
-    if info.kind == 'text' and data.noise:
-      raise UserError(f'data.noise is for numbers, and {data.name} holds texts')
-    for name in ('rotation', 'contrast', 'augment', 'statistics'):
-      if getattr(data, name) != Data.model_fields[name].default:
-        raise UserError(f'data.{name} is for images, and {data.name} holds none')
-  else:
-    check(data.augment, x.shape[1:])
-    preprocessing.check_statistics(data.statistics, x.shape[-1])
+  if info.kind == 'text' and data.noise:
+    raise UserError(f'data.noise is for numbers, and {data.name} holds texts')
+  _check_fed(data, raw)
   if data.task not in (None, info.task) and (data.task, info.task) != ('binary', 'classification'):
     raise UserError(f'data.task={data.task!r}: the labels of {data.name} are for {info.task}')
+
+
+def _check_fed(data: Data, examples: Examples) -> None:
+  """Refuses what is for images where there are none, or not of these images."""
+  x = examples.arrays['x']
+  if examples.info.kind == 'image':
+    check(data.augment, x.shape[1:])
+    preprocessing.check_statistics(data.statistics, x.shape[-1])
+    return
+  for name in ('rotation', 'contrast', 'augment', 'statistics'):
+    if getattr(data, name) != Data.model_fields[name].default:
+      raise UserError(f'data.{name} is for images, and {data.name} holds none')
 
 
 # Under which names data bring what is for training and, in the order of preference, for testing.
@@ -212,6 +285,7 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   spec = first if data.train is None else data.train
   train = splits.sliced(spec, given, 'data.train')
   found, taken = {}, splits.named(spec)
+  labelled = labels.present(raw.arrays['label'])
   if isinstance(data.validation, str):
     found['validation'] = splits.sliced(data.validation, given, 'data.validation')
     taken |= splits.named(data.validation)
@@ -221,21 +295,25 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   elif usual:
     found['test'] = given[usual[0]]
   else:
-    rest, test = splits.cut_test(raw.arrays['id'][train], raw.strata[train], data.test, data.split_seed)
-    train, found['test'] = train[rest], train[test]
+    pool = train[labelled[train]]
+    _, test = splits.cut_test(raw.arrays['id'][pool], raw.strata[pool], data.test, data.split_seed)
+    found['test'] = pool[test]
+    train = train[~np.isin(train, found['test'])]
   found = {'train': train, **found}
   for one, other in (('train', 'test'), ('train', 'validation'), ('validation', 'test')):
     if both := len(np.intersect1d(found.get(one, []), found.get(other, []))):
       raise UserError(f'{data.name}: {both} examples are in both the {one} and the {other} split')
   keep = _where(data, raw)
   found = {name: rows[keep[rows]] for name, rows in found.items()}
+  if data.unlabelled == 'keep':
+    found = {name: rows if name == 'train' else rows[labelled[rows]] for name, rows in found.items()}
   used = np.concatenate(list(found.values()))
   if not len(used):
     raise UserError(f'data.where={data.where} leaves no example of {data.name}')
-  if raw.info.task != 'regression' and (raw.strata[used] < 0).any():
+  if data.unlabelled == 'refuse' and not labelled[used].all():
     raise UserError(
-      f'{data.name}: {(raw.strata[used] < 0).sum()} of the examples named have no label; data.train, data.validation '
-      f'and data.test name other parts ({", ".join(given)})'
+      f'{data.name}: {(~labelled[used]).sum()} of the examples named have no label; data.train, data.validation '
+      f"and data.test name other parts ({', '.join(given)}), and data.unlabelled='keep' trains on them without"
     )
   if raw.info.task != 'regression':
     _check_slices(data, raw, found)
@@ -244,9 +322,9 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
 
 def _check_slices(data: Data, raw: Examples, found: Mapping[str, np.ndarray]) -> None:
   """That slices of data which stand in the order of their classes do not leave a class out."""
-  labels = raw.strata[np.sort(np.concatenate(list(found.values())))]
-  present = set(labels.tolist()) if data.classes is None else set(labels.tolist()) & set(data.classes)
-  if np.count_nonzero(np.diff(labels)) > 3 * len(present):
+  numbers = raw.strata[np.sort(np.concatenate(list(found.values())))]
+  present = {number for number in numbers.tolist() if number >= 0 and number in (data.classes or [number])}
+  if np.count_nonzero(np.diff(numbers)) > 3 * len(present):
     return  # they stand in no order
   for name, spec in (('validation', data.validation), ('test', data.test)):
     if isinstance(spec, str) and '[' in spec:
@@ -335,11 +413,14 @@ def _split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
   if 'validation' in examples.official:
     result['validation'] = examples.official['validation']
   elif data.validation is not None and not isinstance(data.validation, str):
-    rest, chosen = splits.validation(ids[train], strata[train], data.validation, seed, names)
-    train, result['validation'] = train[rest], train[chosen]
+    pool = train[labels.present(examples.arrays['label'])[train]]
+    _, chosen = splits.validation(ids[pool], strata[pool], data.validation, seed, names)
+    result['validation'] = pool[chosen]
+    train = train[~np.isin(train, pool[chosen])]
   if data.train_classes is not None:
     train = train[np.isin(strata[train], _numbers(data, names))]
   if data.shots is not None:
+    train = train[strata[train] >= 0]
     train = train[splits.shots(ids[train], strata[train], data.shots, seed, names)]
   elif data.fraction is not None:
     train = train[splits.share(ids[train], strata[train], data.fraction, seed)]
@@ -363,7 +444,7 @@ def _npz(data: Data) -> Examples:
   """Arrays of one's own: x and y, or x_train, y_train, x_test and y_test."""
   if isinstance(data.inputs, list):
     raise UserError('data.inputs: one key of the npz file is needed, not a list')
-  return read_npz(data.name.partition(':')[2], data.inputs, data.label, data.task)
+  return read_npz(data.name.partition(':')[2], data.inputs, data.label, data.task, data.unlabelled == 'keep')
 
 
 def _folder(data: Data) -> Examples:
@@ -382,7 +463,14 @@ def _table(data: Data) -> Examples:
   inputs = [data.inputs] if isinstance(data.inputs, str) else data.inputs
   given: dict[str, Any] = {} if data.missing is None else {'missing': tuple(data.missing)}
   return tables.read_table(
-    path, cast(table_files.Kind, kind), label=data.label, inputs=inputs, task=data.task, columns=data.columns, **given
+    path,
+    cast(table_files.Kind, kind),
+    label=data.label,
+    inputs=inputs,
+    task=data.task,
+    columns=data.columns,
+    unlabelled=data.unlabelled == 'keep',
+    **given,
   )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from transferlab.errors import UserError, unknown
 
-TEST, HALF, VALIDATION, TRAIN = range(4)  # what a random order is for
+TEST, HALF, VALIDATION, TRAIN, LABELS = range(5)  # what a random order is for
 
 
 _SLICE = re.compile(r'\s*([^\s\[\]+]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')
@@ -69,7 +69,7 @@ def ranks(ids: np.ndarray, strata: np.ndarray, seed: int, purpose: int) -> np.nd
 
   Args:
     ids: int [N], row numbers in the original data, all different.
-    strata: int [N], the class of each example (zeros for regression).
+    strata: int [N], the class of each example (zeros for regression, −1 where it is missing).
 
   Returns:
     int64 [N].
@@ -120,7 +120,7 @@ def validation(
   """
   if isinstance(amount, int):
     _enough(strata, amount, names, 'validation', leave=1)
-    chosen = ranks(ids, strata, seed, VALIDATION) < amount
+    chosen = (ranks(ids, strata, seed, VALIDATION) < amount) & (strata >= 0)
   else:
     chosen = ranks(ids, strata, seed, VALIDATION) < _shares(strata, amount)
     _not_empty(np.flatnonzero(chosen), f'validation={amount}', len(ids))
@@ -143,6 +143,12 @@ def share(ids: np.ndarray, strata: np.ndarray, fraction: float, seed: int) -> np
   return np.flatnonzero(ranks(ids, strata, seed, TRAIN) < counts)
 
 
+def kept_labels(ids: np.ndarray, strata: np.ndarray, fraction: float, seed: int, task: int) -> np.ndarray:
+  """Indices of those that keep their label of this task, by its number; nested as `shots`, tasks independently."""
+  counts = np.maximum(1, np.floor(fraction * _sizes(strata) + 0.5))
+  return np.flatnonzero(ranks(ids, strata, seed, LABELS + task) < counts)
+
+
 def _sizes(strata: np.ndarray) -> np.ndarray:
   """int [N]: how many examples the stratum of each example has."""
   _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
@@ -161,7 +167,7 @@ def _not_empty(chosen: np.ndarray, what: str, available: int) -> np.ndarray:
 
 
 def _enough(strata: np.ndarray, count: int, names: Sequence[str], what: str, leave: int) -> None:
-  numbers, sizes = np.unique(strata, return_counts=True)
+  numbers, sizes = np.unique(strata[strata >= 0], return_counts=True)
   if not len(sizes):
     raise UserError(f'data.{what}={count}: there are no examples to draw from')
   smallest = int(sizes.argmin())

@@ -71,6 +71,7 @@ def read_table(
   task: Task = None,
   columns: Mapping[str, Type] | None = None,
   missing: Sequence[str] = MISSING,
+  unlabelled: bool = False,
 ) -> Examples:
   """The examples of a table or of labelled texts; rows keep the order of the files.
 
@@ -88,6 +89,7 @@ def read_table(
     task: None: as the labels say; 'binary' is read as classification.
     columns: what a column is, where its values do not say it.
     missing: what stands for a missing value, beside a key that a line of jsonl lacks.
+    unlabelled: labels may be missing.
 
   Raises:
     UserError: no such file or column, a damaged file, or contents unfit to learn from.
@@ -97,7 +99,7 @@ def read_table(
   labels = _label_names(table, label)
   x, facts = _inputs(table, _input_names(table, labels, inputs))
   facts.update(origin=f'{kind} file {Path(spec).name}', file=spec)
-  learned = {name: _label(table, name, task) for name in labels}
+  learned = {name: _label(table, name, task, unlabelled) for name in labels}
   y = {name: values for name, (values, _) in learned.items()}
   tasks = {name: Info(**facts, **own) for name, (_, own) in learned.items()}
   first, official = tasks[labels[0]], None if '' in parts else table.rows()
@@ -228,17 +230,18 @@ def _first(values: Sequence[str | None], wanted: Collection[str]) -> tuple[int, 
   return next((row, value) for row, value in found if value in wanted)
 
 
-def _label(table: _Table, name: str, task: Task) -> tuple[np.ndarray, dict[str, Any]]:
-  """Class numbers int32 [N] or targets float32 [N, 1], and what is known about them."""
+def _label(table: _Table, name: str, task: Task, unlabelled: bool) -> tuple[np.ndarray, dict[str, Any]]:
+  """Class numbers int32 [N] or targets float32 [N, 1], −1 or NaN where missing, and what is known about them."""
   values = table.values(name)
   absent = [row for row, value in enumerate(values) if value is None or value.strip() in table.missing]
-  if absent:
+  if absent and (not unlabelled or len(absent) == len(values)):
     what = (
       f'the label {name!r} is missing ({values[absent[0]]!r}, see data.missing)'
       if values[absent[0]]
       else f'no label {name!r}'
     )
-    raise UserError(f'{table.place(absent[0])}: {what}, the first of {len(absent):,} such rows')
+    way = "; data.unlabelled='keep' keeps them" if not unlabelled else ''
+    raise UserError(f'{table.place(absent[0])}: {what}, the first of {len(absent):,} such rows{way}')
   numbers = {value: _number(value) for value in _present(values, table.missing)}
   words = [value for value, number in numbers.items() if number is None]
   decimals = [value for value, number in numbers.items() if number is not None and not _WHOLE.fullmatch(value)]
@@ -278,10 +281,10 @@ def _classes(
     raise UserError(f'{table.spec}: the label {name!r} is {names[0]!r} in every row, so there is nothing to tell apart')
   order_of = {of: float(number) for number, of in enumerate(names)}
   numbers = {value: order_of[of] for value, of in classes.items()}
-  label = _looked_up(table.values(name), numbers).astype(np.int32)
+  label = np.nan_to_num(_looked_up(table.values(name), numbers), nan=-1).astype(np.int32)
   rows = table.rows()
   for part, own in rows.items() if 'train' in rows else []:
-    untrained = np.setdiff1d(label[own], label[rows['train']])
+    untrained = np.setdiff1d(label[own][label[own] >= 0], label[rows['train']])
     if len(untrained):
       count, path = int((label[own] == untrained[0]).sum()), table.parts[part].path
       where = f"in {count} rows of part {part!r} and in none of 'train'"

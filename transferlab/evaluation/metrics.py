@@ -7,7 +7,7 @@ examples those are is decided in evaluate.py; losses that train a network live i
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,11 +166,16 @@ METRICS: dict[str, dict[str, Callable[..., Value]]] = {
     'r2': r2,
   },
 }
-# Measured at each validation, hence only what costs next to nothing.
 DEFAULTS = {
   'classification': ['accuracy', 'balanced_accuracy', 'log_loss', 'calibration_error'],
   'binary': ['accuracy', 'balanced_accuracy', 'log_loss', 'calibration_error'],
   'regression': ['mean_squared_error', 'mean_absolute_error', 'r2'],
+}
+# Measured at each validation, hence only what costs next to nothing.
+CHEAP = {
+  'classification': ['accuracy', 'log_loss'],
+  'binary': ['accuracy', 'log_loss'],
+  'regression': ['mean_squared_error'],
 }
 LOWER_IS_BETTER = ('log_loss', 'calibration_error', 'mean_absolute_error', 'mean_squared_error')
 NOT_NUMBERS = ('confusion_matrix',)
@@ -201,18 +206,41 @@ def compute(names: Iterable[str], outputs: Any, labels: Any, task: str) -> dict[
     return {name: _finite(_function(name, task)(outputs, labels)) for name in names}
 
 
+def of_task(names: Sequence[str] | None, name: str, task: str) -> list[str]:
+  """The metrics of one of several tasks, `name`: its usual ones, or of those asked for all that are for it."""
+  if names is None:
+    return list(DEFAULTS[task])
+  own = [each.removeprefix(f'{name}/') for each in names]
+  return list(dict.fromkeys(each for each in own if _is_of(each, task)))
+
+
+def check_tasks(names: Iterable[str], tasks: Mapping[str, str]) -> None:
+  """As `check` for several tasks, name -> type: a metric has to be one of some task, or 'task/metric' of that one."""
+  for name in names:
+    task, slash, metric = name.partition('/')
+    if slash and task not in tasks:
+      raise errors.unknown('task', task, tasks)
+    if slash or not any(_is_of(name, kind) for kind in tasks.values()):
+      check([metric if slash else name], tasks[task] if slash else next(iter(tasks.values())))
+
+
+def _is_of(name: str, task: str) -> bool:
+  return bool(_rank(name, task)) or (name != 'top_k' and name in METRICS[task])
+
+
 def check(names: Iterable[str], task: str) -> None:
   """Raises `UserError`, with the nearest choices, for a name that is no metric of the task, or no task."""
   if task not in METRICS:
     raise errors.unknown('task', task, METRICS)
   for name in names:
-    if not _rank(name, task) and (name == 'top_k' or name not in METRICS[task]):
+    if not _is_of(name, task):
       choices = [choice.replace('top_k', 'top_5') for choice in METRICS[task]]
       raise errors.unknown(f'metric of a {task} task', name, choices)
 
 
 def higher_is_better(name: str) -> bool:
-  """Whether more of the metric is better. Raises `UserError` for what is no metric, or no number."""
+  """Whether more of the metric, or 'task/metric', is better. Raises `UserError` for what is none, or no number."""
+  name = name.rpartition('/')[2]
   known = {choice: None for task in METRICS for choice in METRICS[task]}
   if name in NOT_NUMBERS:
     raise errors.UserError(f'{name} is not a number, so nothing can be chosen or compared by it')

@@ -101,7 +101,8 @@ class View:
     labels: [batch] or [batch, …]: labels or targets of the same task.
     params: the network's parameters.
     source: the values that a transplant gave, None where it gave none; None without a transplant.
-    mask: [batch], which examples are real.
+    mask: [batch], which examples are real (and labelled, for a term that looks at labels).
+    known: [batch], which labels are there; None where none of the task's is missing. `labels` is 0 elsewhere.
     key: one key per example.
     progress: share of the phase that is done.
     total: sums an array over devices; the identity unless the step is mapped.
@@ -138,6 +139,7 @@ class View:
   stats: Any = None
   head: str = 'head'
   again: Callable[[Any, Any], Mapping[str, Any]] | None = None
+  known: Any = None
 
   @property
   def source_outputs(self) -> Mapping[str, Any]:
@@ -239,10 +241,22 @@ class Objective:
     losses, metrics, stats = {}, {}, {}
     for name, term in self.terms.items():
       mine = {'params': own['params'].get(name, {}), 'stats': own['stats'].get(name, {})}
-      losses[name], measured, state = term.apply(view(self.tasks[name], self.teachers[name]), mine)
+      looked = view(self.tasks[name], self.teachers[name])
+      masked = looked.known is not None and 'labels' in term.needs
+      if masked:
+        looked = dataclasses.replace(looked, mask=looked.mask & looked.known)
+      loss, measured, state = term.apply(looked, mine)
+      losses[name] = _of_known(loss, looked.known) if masked else loss
       metrics.update({f'{name}/{key}': value for key, value in measured.items()})
       stats.update({name: state} if state else {})
     return losses, metrics, stats
+
+
+def _of_known(loss: Any, known: Array) -> Any:
+  """The loss with weight 0 for examples whose label is missing; one number has seen the mask already."""
+  if isinstance(loss, tuple):
+    return loss[0], loss[1] * known
+  return (loss, known.astype(loss.dtype)) if loss.ndim else loss
 
 
 # What a plain function's positional arguments are filled with.

@@ -128,6 +128,7 @@ def stretches(
   others: Mapping[str, Callable[[], Asked]] = {},
   examples: int | None = None,
   labelled: bool = True,
+  gaps: frozenset[str | None] = frozenset(),
 ) -> list[Stretch]:
   """All phases of a run, checked.
 
@@ -136,7 +137,8 @@ def stretches(
     example: a batch of shapes ('x', 'label'), from which the terms' own parameters take their shapes.
     others: the networks beside this one, by name, made where a term looks at their outputs: the source's, teachers.
     examples: in training.
-    labelled: training may look at labels, if only to log an accuracy.
+    labelled: there are labels, if only to log an accuracy.
+    gaps: the tasks of which training labels are missing.
 
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.
@@ -150,14 +152,15 @@ def stretches(
     specs.append(term_specs(given, info, place))
   _check_same_terms(specs, where)
   if couples(augment):
-    _check_mixing(specs, info, where)
+    _check_mixing(specs, info, where, gaps)
   teachers = tuple(name for name in others if name != SOURCE)
   objectives_ = [objective_of(terms, network, f'{where}.objective', teachers) for terms in specs]
   for terms, objective in zip(specs, objectives_):
     _check_tasks(terms, objective, info, where)
   asked = _asked(specs, objectives_, others, where)
   own = own_shapes(network, objectives_, example, asked, examples)
-  inputs = augment, info.low, info.high, info.outputs if info.task == 'classification' and labelled else 0
+  classes = info.outputs if info.task == 'classification' and labelled else 0
+  inputs = augment, info.low, info.high, classes, gaps
   made = []
   for number, (name, phase, steps) in enumerate(zip(phases.names(run_phases), run_phases, lengths)):
     place = f'{where}.phases.{number}'
@@ -202,10 +205,12 @@ def _check_tasks(terms: Sequence[TermSpec], objective: Objective, info: Info, wh
       raise UserError(f'{where}.objective: term {spec.term!r} is for {" and ".join(meant)}, and this is {task}')
 
 
-def _check_mixing(specs: Sequence[Sequence[TermSpec]], info: Info, where: str) -> None:
+def _check_mixing(specs: Sequence[Sequence[TermSpec]], info: Info, where: str, gaps: Collection[str | None]) -> None:
   """That mixed examples, which have soft targets, can be learnt."""
   if info.tasks:
     raise UserError(f'{where}.target.data.augment: mixup and cutmix need a single label column')
+  if gaps:
+    raise UserError(f'{where}.target.data.augment: mixup and cutmix mix labels, and some training labels are missing')
   for spec in [spec for terms in specs for spec in terms]:
     if spec.term in HARD:
       raise UserError(f'{where}.objective: term {spec.term!r} needs class numbers; mixup and cutmix make soft targets')
@@ -234,7 +239,7 @@ def _method(
   objective: Objective,
   phase: Phase,
   own: Mapping[str, Any],
-  inputs: tuple[Augment, float, float, int],
+  inputs: tuple[Augment, float, float, int, frozenset[str | None]],
   where: str,
   asked: Sequence[Asked],
   examples: int | None,
@@ -263,8 +268,8 @@ def _method(
   if key not in _METHODS:
     built = optimizer.build(phase, trainable, leaves, network.stages, where)
     transforming = transforms.build(phase.transform, trainable, network.stages, leaves, where)
-    made = Method(network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs)
-    further: dict[str, Any] = {'asked': asked, 'examples': examples, 'transforms': transforming}
+    made = Method(network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs[:4])
+    further: dict[str, Any] = {'asked': asked, 'examples': examples, 'transforms': transforming, 'gaps': inputs[4]}
     _METHODS[key] = dataclasses.replace(made, **further, average=ending[0], anchored=ending[1])
   return _METHODS[key], rates, frozenset(adapt)
 

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -60,6 +60,7 @@ class Method:
     moving: stages whose running statistics move.
     augment: random changes to the inputs, which lie between `low` and `high`.
     classes: of a label that is a class number, whose accuracy is logged; 0 for other labels.
+    gaps: the tasks of which training labels are missing; None stands for the only one.
     start: the stage at which a step starts, where batches hold the outputs of the stage before it (feature_cache.py);
       None: the first, on inputs that are augmented and preprocessed here.
     asked: the networks whose outputs on the same inputs a term looks at.
@@ -87,6 +88,7 @@ class Method:
   transforms: tuple[Transformation, ...] = ()
   average: str | None = None
   anchored: bool = False
+  gaps: frozenset[str | None] = frozenset()
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -191,12 +193,13 @@ def _loss(
     'again': functools.partial(_again, method, inputs, batch['mask']),
     **_asked(method, constants['asked'], batch, outputs),
   }
-  view = functools.partial(
-    view_of, method.network, outputs, batch, params, constants['source'], keys, progress, total, further=further
-  )
+  given = method.network, outputs, batch, params, constants['source'], keys, progress, total
+  view = functools.partial(view_of, *given, gaps=method.gaps, further=further)
   values, measured, term_stats = method.objective(view, own)
   if method.classes and not isinstance(batch['label'], Mapping):
-    measured['accuracy'] = accuracy(outputs[method.network.stages[-1]], batch['label'])
+    looked = view(None, None)
+    right = accuracy(looked.output, looked.labels)
+    measured['accuracy'] = right if looked.known is None else (right, looked.known.astype(right.dtype))
   means = _means({**measured, **values}, batch['mask'], total, devices)
   loss = sum(_weight(method.objective, name, progress) * constants['weights'][name] * means[name] for name in values)
   return jnp.asarray(loss), (means, stats, term_stats)
@@ -316,14 +319,25 @@ def view_of(
   task: str | None,
   teacher: str | None,
   *,
+  gaps: Collection[str | None] = (),
   further: Mapping[str, Any] = {},
 ) -> View:
-  """What a term of this task, asking this teacher, looks at; `further` are fields of the view."""
+  """What a term of this task, asking this teacher, looks at.
+
+  Args:
+    gaps: the tasks of which labels are missing.
+    further: fields of the view.
+  """
   output, labels = outputs[network.stages[-1]], batch['label']
+  labels = labels[task] if isinstance(labels, Mapping) and task else labels
+  known = known_labels(labels) if task in gaps else None
+  if known is not None:
+    labels = jnp.where(known.reshape(-1, *[1] * (labels.ndim - 1)), labels, jnp.zeros_like(labels))
   return View(
     outputs=outputs,
     output=output[task] if isinstance(output, Mapping) and task else output,
-    labels=labels[task] if isinstance(labels, Mapping) and task else labels,
+    labels=labels,
+    known=known,
     params=params,
     source=source,
     mask=batch['mask'],
@@ -353,7 +367,15 @@ def _means(
   if not rows:
     return means
   sums = jnp.where(mask, jnp.stack(rows), 0).sum(axis=1)
-  return means | dict(zip(plain, sums[::2] / total(sums[1::2])))
+  weights = total(sums[1::2])  # 0 where no label of the batch is known
+  return means | dict(zip(plain, sums[::2] / jnp.where(weights > 0, weights, 1)))
+
+
+def known_labels(labels: Array) -> Array:
+  """[batch], which labels are there: no negative class, no target that is NaN (data/labels.py)."""
+  if jnp.issubdtype(labels.dtype, jnp.integer):
+    return labels >= 0
+  return jnp.isfinite(labels).reshape(len(labels), -1).all(axis=1)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
