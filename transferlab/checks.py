@@ -73,6 +73,25 @@ def labels(loaded: Loaded, stretches: Sequence[Any]) -> None:
         )
 
 
+def representation(network: Any, stretches: Sequence[Any]) -> None:
+  """That terms look at nothing before the representation whose gradients are balanced, which those leave out."""
+  from transferlab.networks import sharing
+  from transferlab.training.terms import stages_read
+
+  for stretch in stretches:
+    balancer = stretch.method.objective.balancer
+    if balancer is None or balancer.level != 'representation':
+      continue
+    place = network.stages.index(sharing.last_shared(network))
+    read = stages_read(stretch.method, network.shapes(), stretch.example)[0]
+    for stage in network.stages[:place]:
+      if stage in read:
+        raise UserError(
+          f'config.balancing: a term looks at stage {stage!r}, before the representation that is balanced, '
+          f"{network.stages[place]!r}; nearest: level='parameters'"
+        )
+
+
 def baseline(run: Run, loaded: Loaded) -> None:
   """That the method is one for the task, and that there is something to choose its penalty with."""
   from transferlab.evaluation import baselines

@@ -123,6 +123,12 @@ def _terms() -> list[str]:
   return _described({name: objective.term_function(name) for name in objective.TERMS})
 
 
+def _balancers() -> list[str]:
+  from transferlab.objectives import balancers
+
+  return _described({name: config.named('balancer', name, balancers.BALANCERS) for name in balancers.BALANCERS})
+
+
 def _transforms() -> list[str]:
   from transferlab.training import transforms
 
@@ -184,6 +190,7 @@ def _weights() -> list[str]:
 LISTS: dict[str, Callable[[], list[str]]] = {
   'networks': _networks,
   'terms': _terms,
+  'balancers': _balancers,
   'data': _data,
   'transforms': _transforms,
   'optimizers': _optimizers,

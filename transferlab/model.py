@@ -125,6 +125,7 @@ def _without_source(run: Run) -> Run:
     'teachers': {},
     'transplant': None,
     'objective': None,
+    'balancing': None,
     'phases': phases,
     'evaluation': evaluation,
     'target': run.target.model_copy(update={'data': run.target.data.model_copy(update={'labelled': True})}),

@@ -97,7 +97,14 @@ def along(summary: Summary, path: str | Path) -> None:
       handles[name] = panel.errorbar(x, y, spread, linestyle=dashes, label=_short(name), elinewidth=0.8, **style)
       if few:
         each = [(place, value) for place, (_, row) in zip(x, rows) for value in row.values.values()]
-        panel.scatter(*zip(*each), color=style['color'], s=12, alpha=0.6, linewidths=0)
+        panel.scatter(
+          [place for place, _ in each],
+          [value for _, value in each],
+          color=style['color'],
+          s=12,
+          alpha=0.6,
+          linewidths=0,
+        )
     panel.set_title(_wrapped(heading, panel), fontsize=11)
     panel.set_xticks(values if numeric else range(len(values)), [_short(str(value)) for value in values])
     panel.grid(alpha=0.25)

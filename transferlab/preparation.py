@@ -116,6 +116,7 @@ def source_run(run: Run, spec: Source) -> Run:
     target=Target(data=spec.data),
     phases=spec.phases,
     objective=spec.objective,
+    balancing=spec.balancing,
     evaluation=Evaluation(every=run.evaluation.every),
     parallel=run.parallel,
     feature_cache=run.feature_cache,
@@ -147,6 +148,8 @@ def prepare(run: Run) -> Prepared:
   record, said = _taken_over(run, record, source, weights)
   notes += said
   network = _network(run, loaded, record)
+  if run.network is not None and run.network.sharing is not None and not loaded.info.tasks:
+    notes.append('network: sharing is among several tasks, and these data have one: it has no effect')
   others = _others(run, loaded, record, network, source, weights)
   stretches, caching = _phases(run, loaded, record, network, others)
   if run.baseline is not None:
@@ -270,7 +273,11 @@ def _network(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
   assert run.network is not None
   outputs = {task: own.outputs for task, own in loaded.info.tasks.items()} or loaded.info.outputs
   options = {**(run.network.model_extra or {}), **_categories(run.network.name, record)}
-  network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs)
+  shared = None if run.network.sharing is None else run.network.sharing.model_dump()
+  try:
+    network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs, shared)
+  except UserError as error:
+    raise (error if shared is None else UserError(f'config.network.sharing: {error}')) from None
   checks.size(run.network.name, network)
   return network
 
@@ -305,7 +312,9 @@ def _phases(
     examples=rows,
     labelled=loaded.labels['train'] > 0,
     gaps=labels.gaps(loaded.examples.arrays['label'], loaded.splits['train']),
+    balancing=run.balancing,
   )
+  checks.representation(network, stretches)
   stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
   if run.source is None and any(methods.needs_start(stretch.method) for stretch in stretches):
     raise UserError(

@@ -10,6 +10,7 @@ from transferlab.data.settings import Data
 from transferlab.evaluation.baselines import Baseline
 from transferlab.evaluation.settings import Evaluation
 from transferlab.objectives import SOURCE
+from transferlab.objectives.settings import Balancing
 from transferlab.training.phases import Phase
 from transferlab.training.settings import FeatureCache, Parallel
 
@@ -21,11 +22,37 @@ TransplantRules = Annotated[
 ]
 
 
+class Sharing(Schema):
+  """What several tasks share of a network (networks/sharing.py)."""
+
+  name: Literal['branched', 'mmoe', 'cross_stitch'] = pydantic.Field(
+    description='branched: a branch for each task from `stage` on; mmoe: experts from `stage` to the head, which gates '
+    'weigh for each task (Ma et al. 2018); cross_stitch: a column for each task, mixed after stages (Misra et al. 2016)'
+  )
+  stage: str | None = pydantic.Field(None, description='where branches, or experts, begin')
+  experts: Positive = pydantic.Field(4, description='how many (mmoe)')
+  stages: list[str] | None = pydantic.Field(
+    None, description='those that a unit follows (cross_stitch); None: all that have parameters, but the head'
+  )
+  same: Annotated[float, pydantic.Field(ge=0, le=1)] = pydantic.Field(
+    0.9, description="a column's share of itself at the start (cross_stitch)"
+  )
+
+  @pydantic.model_validator(mode='after')
+  def _placed(self) -> 'Sharing':
+    if (self.stage is None) != (self.name == 'cross_stitch'):
+      raise ValueError('stage is where branches and experts begin; cross_stitch has stages')
+    return self
+
+
 class NetworkSpec(Schema):
   """A network by name; keys beside it are arguments of the network's function."""
 
   model_config = pydantic.ConfigDict(extra='allow', frozen=True, strict=True, allow_inf_nan=False)
   name: str = pydantic.Field(description='name of a network (--list=networks), or module.path.function of your own')
+  sharing: Sharing | None = pydantic.Field(
+    None, description='what several tasks share of it; None: all but the head', json_schema_extra=LATER
+  )
 
 
 class Source(Schema):
@@ -34,6 +61,9 @@ class Source(Schema):
   data: Data | None = pydantic.Field(None, description='data to pretrain on; or give weights')
   phases: list[Phase] = pydantic.Field([], description='the phases of pretraining')
   objective: Terms | None = pydantic.Field(None, description='terms of pretraining; None: the usual loss of the task')
+  balancing: Balancing | None = pydantic.Field(
+    None, description='how the losses of several tasks combine; None: they are added', json_schema_extra=LATER
+  )
   network: NetworkSpec | None = pydantic.Field(None, description="None: the target's network, with a head of its own")
   seed: Seed | None = pydantic.Field(None, description="None: the run's seed")
   weights: str | None = pydantic.Field(
@@ -65,8 +95,8 @@ class Source(Schema):
       raise ValueError('give either data (and phases) or weights')
     if self.data is not None and not self.phases:
       raise ValueError('with data it needs phases')
-    if self.weights is not None and (self.phases or self.objective):
-      raise ValueError('what has weights has no phases and no objective')
+    if self.weights is not None and (self.phases or self.objective or self.balancing):
+      raise ValueError('what has weights has no phases, no objective and no balancing')
     if self.weights is not None and self.network and not isinstance(self, Teacher):
       raise ValueError("a source with weights has no network of its own: they go into the target's")
     if self.weights is None and (self.part or self.names or self.match != 'names'):
@@ -132,7 +162,10 @@ class Run(Schema):
     "'columns' | 'init'); None: all but the head",
   )
   phases: list[Phase] = pydantic.Field([], description='what moves, when, and how fast')
-  objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of the task')
+  objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of each task')
+  balancing: Balancing | None = pydantic.Field(
+    None, description='how the losses of several tasks combine; None: they are added', json_schema_extra=LATER
+  )
   baseline: Baseline | None = pydantic.Field(
     None, description="a classical method in place of phases: on raw inputs, or a probe of the network's stages"
   )
@@ -174,6 +207,8 @@ class Run(Schema):
       raise ValueError('a baseline has no teachers')
     if SOURCE in self.teachers:
       raise ValueError(f'teachers: {SOURCE!r} is the name of config.source; give this one another')
+    if self.baseline is not None and self.balancing:
+      raise ValueError('a baseline has no balancing')
     if self.baseline is not None and not self.target.data.labelled:
       raise ValueError('a baseline looks at the training labels, and data.labelled=False says that there are none')
     return self

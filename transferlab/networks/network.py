@@ -66,7 +66,11 @@ class _Stage:
 
 
 def build(
-  name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], outputs: int | dict[str, int]
+  name: str,
+  options: Mapping[str, Any],
+  input_shape: tuple[int, ...],
+  outputs: int | dict[str, int],
+  shared: Mapping[str, Any] | None = None,
 ) -> Network:
   """The network that a config names.
 
@@ -75,14 +79,20 @@ def build(
     options: keyword arguments of that function.
     input_shape: shape of one example.
     outputs: size of the head, or `{task: size}`.
+    shared: what several tasks share, as `Sharing` of settings.py; None: all but the head.
 
   Raises:
-    UserError: unknown network or option, or an option of the wrong type.
+    UserError: unknown network or option, an option of the wrong type, or a way to share that this network has not.
   """
   function = network_function(name)
   checked = config.check_options(function, options, f'network {name!r}')
-  key = (name, json.dumps([checked, input_shape, outputs], sort_keys=True))
-  if key not in _BUILT:
+  key = (name, json.dumps([checked, input_shape, outputs, shared], sort_keys=True))
+  if key not in _BUILT and shared is not None and isinstance(outputs, Mapping):
+    from transferlab.networks import sharing
+
+    each = {task: build(name, options, input_shape, size) for task, size in outputs.items()}
+    _BUILT[key] = sharing.build(each, shared, input_shape)
+  elif key not in _BUILT:
     _BUILT[key] = function(input_shape, outputs, **checked)
   return _BUILT[key]
 

@@ -38,6 +38,15 @@ class MultiTask(Network):
   representation: str | None
 
 
+def build(networks: Mapping[str, Network], shared: Mapping[str, Any], input_shape: tuple[int, ...]) -> MultiTask:
+  """The way to share that a config names: `Sharing` of settings.py. Raises `UserError` as the functions do."""
+  if shared['name'] == 'branched':
+    return branched(networks, shared['stage'])
+  if shared['name'] == 'mmoe':
+    return mmoe(networks, shared['stage'], experts=shared['experts'], input_shape=input_shape)
+  return cross_stitch(networks, shared['stages'], same=shared['same'])
+
+
 def branched(networks: Mapping[str, Network], stage: str) -> MultiTask:
   """Hard sharing up to `stage`: from there on every task has a branch of its own (Caruana 1997).
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from transferlab import config
 from transferlab.config import Schema
 from transferlab.errors import UserError, unknown
-from transferlab.objectives import SOURCE
+from transferlab.objectives import SOURCE, balancers
 from transferlab.objectives.importance import FisherChoice
 
 # name in a config -> the module that holds the function of that name
@@ -72,7 +72,17 @@ class TermSpec(Schema):
 
 
 # What a term may need beside the network itself; it is made only where a term says so.
-NEEDS = ('source', 'source_outputs', 'source_head', 'fisher', 'teacher_outputs', 'labels', 'examples', 'inputs')
+NEEDS = (
+  'source',
+  'source_outputs',
+  'source_head',
+  'fisher',
+  'teacher_outputs',
+  'labels',
+  'examples',
+  'inputs',
+  'output',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +180,8 @@ def array(outputs: Mapping[str, Any], stage: str, what: str = 'stage') -> Array:
   if stage not in outputs:
     raise unknown(what, stage, outputs)
   value = outputs[stage]
+  if isinstance(value, Mapping) and 'x' not in value:
+    raise UserError(f'{what} {stage!r} gives a value for each of {", ".join(value)}, and a term reads one; see task=')
   return value['x'] if isinstance(value, Mapping) else value
 
 
@@ -210,6 +222,8 @@ class Objective:
     tasks, teachers, schedules: of each term, where it has one (a `Schedule` of training/phases.py).
     needs: what of `NEEDS` the terms read together.
     fisher: which Fisher information, where they read it.
+    balancer: how the losses of several tasks combine (balancers.py); None: they are added.
+    kinds: 'classification', 'binary' or 'regression' of each task, by name.
   """
 
   terms: dict[str, Term]
@@ -220,6 +234,13 @@ class Objective:
   needs: frozenset[str] = frozenset()
   fisher: FisherChoice | None = None
   schedules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  balancer: Any = None
+  kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def owners(self) -> list[str]:
+    """The names under which there may be parameters of terms."""
+    return [*self.terms, *([balancers.NAME] if self.balancer is not None else [])]
 
   @property
   def asked(self) -> list[str]:
@@ -234,7 +255,8 @@ class Objective:
       created = term.init(view(self.tasks[name], self.teachers[name]), jax.random.fold_in(key, index))
       own['params'].update({name: created['params']} if created['params'] else {})
       own['stats'].update({name: created['stats']} if created['stats'] else {})
-    return own
+    balancing = {} if self.balancer is None else self.balancer.init(self.kinds)
+    return {kind: own[kind] | ({balancers.NAME: balancing[kind]} if balancing.get(kind) else {}) for kind in own}
 
   def __call__(self, view: Callable[[str | None, str | None], View], own: Mapping) -> tuple[dict[str, Any], dict, dict]:
     """(losses by term, metrics by 'term/metric', the terms' state); `view(task, teacher)` is what a term looks at."""
@@ -280,7 +302,12 @@ _ARGUMENTS: dict[str, Callable[[View], Any]] = {
 
 
 # Of these, what has to be made or declared.
-_NEEDED = {'teacher_logits': 'teacher_outputs', 'targets': 'labels', **{name: name for name in NEEDS}}
+_NEEDED = {
+  'teacher_logits': 'teacher_outputs',
+  'targets': 'labels',
+  **dict.fromkeys(('logits', 'predictions', 'student_logits'), 'output'),
+  **{name: name for name in NEEDS},
+}
 
 
 def build(
@@ -299,6 +326,8 @@ def build(
   taught: dict[str, str | None] = {}
   plain = True
   for spec in specs:
+    if spec.label == balancers.NAME:
+      raise UserError(f'{where}: {spec.label!r} is the name of config.balancing; give the term another')
     if spec.label in terms:
       raise UserError(f'{where}: two terms are called {spec.label!r}; give one a name of its own')
     function = term_function(spec.term)

@@ -16,11 +16,13 @@ from transferlab import config, paths
 from transferlab.data.augmentation import Augment, couples
 from transferlab.data.examples import Info
 from transferlab.errors import UserError, unknown
+from transferlab.networks import sharing
 from transferlab.networks.network import Network
-from transferlab.objectives import SOURCE
+from transferlab.objectives import SOURCE, balancers
 from transferlab.objectives import objective as objectives
 from transferlab.objectives.objective import Objective, TermSpec
-from transferlab.training import optimizer, partition, phases, transforms
+from transferlab.objectives.settings import Balancing
+from transferlab.training import balanced, optimizer, partition, phases, transforms
 from transferlab.training.phases import Phase
 from transferlab.training.step import Asked, Method
 from transferlab.training.terms import with_terms
@@ -100,19 +102,34 @@ def term_specs(terms: Sequence[Mapping[str, Any]] | None, info: Info, where: str
   for i, spec in enumerate(specs):
     if spec.task is not None and spec.task not in info.tasks:
       raise unknown(f'{where}.{i}.task', spec.task, info.tasks)
-    if spec.task is None and info.tasks:
-      raise UserError(f'{where}.{i}.task: the data have several label columns; nearest: {", ".join(info.tasks)}')
   return specs
 
 
-def objective_of(specs: Sequence[TermSpec], network: Network, where: str, teachers: Collection[str] = ()) -> Objective:
-  """The objective; the same object for the same terms, whatever their weights."""
-  key = (network, tuple(teachers), json.dumps([spec.model_dump(exclude={'weight'}) for spec in specs], sort_keys=True))
+def objective_of(
+  specs: Sequence[TermSpec],
+  network: Network,
+  where: str,
+  teachers: Collection[str] = (),
+  balancing: Balancing | None = None,
+  kinds: Mapping[str, str] = {},
+) -> Objective:
+  """The objective; the same object for the same terms and balancer, whatever their weights.
+
+  Args:
+    kinds: the types of the tasks that are balanced.
+  """
+  described = [spec.model_dump(exclude={'weight'}) for spec in specs]
+  key = (network, tuple(teachers), json.dumps([described, balancing and balancing.model_dump(), [*kinds.items()]]))
   if key not in _OBJECTIVES:
     made = objectives.build(specs, network.stages, where, teachers)
     given = {spec.label: spec.schedule for spec in specs if spec.schedule is not None}
     moving = {name: config.validate(phases.Schedule, own, f'{where}: {name}.schedule') for name, own in given.items()}
-    _OBJECTIVES[key] = dataclasses.replace(made, schedules=moving)
+    made = dataclasses.replace(made, schedules=moving)
+    if balancing is not None:
+      balancer = balancers.build(balancing, f'{where.rpartition(".")[0]}.balancing')
+      plain = made.plain and balancer.init is balancers.nothing
+      made = dataclasses.replace(made, balancer=balancer, kinds=dict(kinds), plain=plain)
+    _OBJECTIVES[key] = made
   return _OBJECTIVES[key]
 
 
@@ -129,6 +146,7 @@ def stretches(
   examples: int | None = None,
   labelled: bool = True,
   gaps: frozenset[str | None] = frozenset(),
+  balancing: Balancing | None = None,
 ) -> list[Stretch]:
   """All phases of a run, checked.
 
@@ -139,6 +157,7 @@ def stretches(
     examples: in training.
     labelled: there are labels, if only to log an accuracy.
     gaps: the tasks of which training labels are missing.
+    balancing: how the losses of several tasks combine.
 
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.
@@ -154,7 +173,10 @@ def stretches(
   if couples(augment):
     _check_mixing(specs, info, where, gaps)
   teachers = tuple(name for name in others if name != SOURCE)
-  objectives_ = [objective_of(terms, network, f'{where}.objective', teachers) for terms in specs]
+  if balancing is not None and not info.tasks:
+    raise UserError(f'{where}.balancing: {balancing.name!r} balances several tasks, and these data have one')
+  kinds = {name: own.task for name, own in info.tasks.items()}
+  objectives_ = [objective_of(terms, network, f'{where}.objective', teachers, balancing, kinds) for terms in specs]
   for terms, objective in zip(specs, objectives_):
     _check_tasks(terms, objective, info, where)
   asked = _asked(specs, objectives_, others, where)
@@ -200,7 +222,13 @@ def _check_tasks(terms: Sequence[TermSpec], objective: Objective, info: Info, wh
   """That every term is one for the task whose answers it reads."""
   for spec in terms:
     task = info.task if spec.task is None else info.tasks[spec.task].task
-    meant = objective.terms[spec.label].answers
+    term = objective.terms[spec.label]
+    meant = term.answers
+    if info.tasks and spec.task is None and (meant or {'labels', 'output'} & {*term.needs}):
+      raise UserError(
+        f'{where}.objective: term {spec.term!r} looks at one task, and the data have several; task= is one of '
+        f'{", ".join(info.tasks)}'
+      )
     if meant and task not in meant:
       raise UserError(f'{where}.objective: term {spec.term!r} is for {" and ".join(meant)}, and this is {task}')
 
@@ -246,7 +274,9 @@ def _method(
 ) -> tuple[Method, dict[str, float], frozenset[str]]:
   shapes = network.shapes()
   leaves = [*paths.flatten(shapes['params']), *paths.flatten(own)]
-  trainable = partition.trainable_paths(phase, leaves, network.stages, list(objective.terms), where)
+  trainable = partition.trainable_paths(phase, leaves, network.stages, objective.owners, where)
+  if objective.balancer is not None and objective.balancer.level != 'losses':
+    objective = _balancing_shared(network, objective, trainable, where)
   rates = partition.leaf_rates(phase, trainable, leaves, network.stages, where)
   training = phases.training_stages(network.stages, stage_leaves(network, leaves), set(trainable))
   moving, adapt = phases.statistics_stages(phase, [s for s in network.stages if s in shapes['stats']], training)
@@ -272,6 +302,28 @@ def _method(
     further: dict[str, Any] = {'asked': asked, 'examples': examples, 'transforms': transforming, 'gaps': inputs[4]}
     _METHODS[key] = dataclasses.replace(made, **further, average=ending[0], anchored=ending[1])
   return _METHODS[key], rates, frozenset(adapt)
+
+
+def _balancing_shared(network: Network, objective: Objective, trainable: Sequence[str], where: str) -> Objective:
+  """The objective, without the balancer in a phase that trains nothing that tasks share: then there is no conflict."""
+  if not balanced.shared_paths(network, trainable):
+    return objective_without(objective)
+  if objective.balancer.level == 'representation' and sharing.last_shared(network) is None:
+    raise UserError(
+      f'{where}: config.balancing.level: this network has no representation that all tasks share; '
+      "nearest: level='parameters'"
+    )
+  return objective
+
+
+def objective_without(objective: Objective) -> Objective:
+  """The same without its balancer; one object for one."""
+  if objective not in _UNBALANCED:
+    _UNBALANCED[objective] = dataclasses.replace(objective, balancer=None)
+  return _UNBALANCED[objective]
+
+
+_UNBALANCED: dict[Objective, Objective] = {}
 
 
 def _static(phase: Phase) -> str:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,19 +15,21 @@ from jaxtyping import Array
 
 from transferlab.data import augmentation, preprocessing
 from transferlab.data.augmentation import Augment
-from transferlab.networks import layers
+from transferlab.networks import layers, sharing
 from transferlab.networks.network import Network
-from transferlab.objectives import SOURCE
-from transferlab.objectives.objective import Objective, SourceHead, View
-from transferlab.training import averaging, optimizer, partition, transforms
+from transferlab.objectives import SOURCE, balancers
+from transferlab.objectives.objective import Objective, SourceHead
+from transferlab.training import averaging, balanced, optimizer, partition, transforms
+from transferlab.training.balanced import Terms
 from transferlab.training.transforms import Transformation
+from transferlab.training.views import view_of
 
 State = dict[str, Any]
 Constants = dict[str, Any]
 Batch = dict[str, Any]
 
 # What a key is folded with, so that no two purposes share random numbers.
-DROPOUT, AUGMENTATION, TERMS, TERM_START, NETWORK = 1, 2, 3, 4, 5
+DROPOUT, AUGMENTATION, TERM_START, NETWORK, BALANCING = 1, 2, 4, 5, 6  # and TERMS of views.py, 3
 VIEWS = 2**32 - 1  # beyond every step, with which the same key is folded
 TRANSFORMS = 2**32 - 2  # likewise
 
@@ -141,9 +143,12 @@ def train_step(
   key = jax.random.fold_in(constants['key'], state['step'])
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch['place'])
   batch = {**batch, **_augmented(method, batch, constants['key'], layers.fold_in(keys, AUGMENTATION))}
-  loss = functools.partial(_loss, method, state, constants, batch, keys, axis)
+  terms = functools.partial(_terms, method, state, constants, batch, keys, axis)
+  balancing = jax.random.fold_in(key, BALANCING)
   with layers.over_axis(axis):
-    (value, (metrics, stats, term_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state['trainable'])
+    value, (metrics, stats, term_stats), gradients = balanced.gradients(
+      method.network, method.objective, terms, state['trainable'], balancing
+    )
   if axis:
     value, metrics, gradients = lax.psum((value, metrics, gradients), axis)
   trainable, slots, factor = optimizer.update(
@@ -163,24 +168,31 @@ def train_step(
   return new, {**metrics, 'loss': value, 'rate_factor': factor}
 
 
-def _loss(
-  method: Method, state: State, constants: Constants, batch: Batch, keys: Array, axis: str | None, trainable: Any
-) -> tuple[Array, tuple[dict[str, Array], Any, Any]]:
-  """This device's share of the loss; and of the metrics, the moved statistics, and the terms' state."""
+def _terms(
+  method: Method,
+  state: State,
+  constants: Constants,
+  batch: Batch,
+  keys: Array,
+  axis: str | None,
+  trainable: Any,
+  offset: Any = None,
+) -> Terms:
+  """This device's share of the terms and metrics, the moved statistics, and the terms' state."""
   total = functools.partial(lax.psum, axis_name=axis) if axis else lambda values: values
   devices = lax.psum(1, axis) if axis else 1
   params = dict(partition.join(trainable, constants['frozen']))
   own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
   applied = _transformed(method, params, constants, state['step'])
   inputs = batch['x'] if method.start else preprocessing.apply(batch['x'], **constants['preprocessing'])
-  outputs, stats = method.network.apply(
+  run = functools.partial(
+    method.network.apply,
     {'params': applied, 'stats': state['stats']},
-    {**(inputs if isinstance(inputs, Mapping) else {'x': inputs}), 'example_mask': batch['mask']},
     train=method.training,
     statistics=method.moving,
     key=layers.fold_in(keys, DROPOUT),
-    start=method.start,
   )
+  outputs, stats, representation = _run(method, run, inputs, batch['mask'], offset)
   if method.start:
     stages = method.network.stages
     outputs = {stages[stages.index(method.start) - 1]: inputs, **outputs}
@@ -201,8 +213,25 @@ def _loss(
     right = accuracy(looked.output, looked.labels)
     measured['accuracy'] = right if looked.known is None else (right, looked.known.astype(right.dtype))
   means = _means({**measured, **values}, batch['mask'], total, devices)
-  loss = sum(_weight(method.objective, name, progress) * constants['weights'][name] * means[name] for name in values)
-  return jnp.asarray(loss), (means, stats, term_stats)
+  weighted = {
+    name: _weight(method.objective, name, progress) * constants['weights'][name] * means[name] for name in values
+  }
+  mine = {'params': own['params'].get(balancers.NAME, {}), 'stats': own['stats'].get(balancers.NAME, {})}
+  return Terms(weighted, means, stats, term_stats, mine, representation)
+
+
+def _run(method: Method, run: Callable[..., Any], inputs: Any, mask: Array, offset: Any) -> tuple[dict, dict, Any]:
+  """Outputs and statistics of the stages, and what the last shared one gives where `offset` is added to it."""
+  masked = lambda value: {**(value if isinstance(value, Mapping) else {'x': value}), 'example_mask': mask}
+  if offset is None:
+    return *run(masked(inputs), start=method.start), None
+  stages, shared = method.network.stages, sharing.last_shared(method.network)
+  following = stages[stages.index(shared) + 1]
+  outputs, stats = run(masked(inputs), start=method.start, stop=following)
+  given = outputs[shared]
+  moved = given if isinstance(offset, float) else jax.tree.map(jnp.add, given, offset)
+  further, moved_stats = run(masked(moved), start=following)
+  return {**outputs, **further}, {**stats, **moved_stats}, given
 
 
 def _weight(objective: Objective, name: str, progress: Array) -> Array | float:
@@ -307,50 +336,6 @@ def _augmented(method: Method, batch: Batch, run_key: Array, keys: Array) -> Bat
   return {'x': x, 'label': labels}
 
 
-def view_of(
-  network: Network,
-  outputs: Any,
-  batch: Batch,
-  params: Any,
-  source: Any,
-  keys: Array,
-  progress: Array,
-  total: Callable[[Array], Array],
-  task: str | None,
-  teacher: str | None,
-  *,
-  gaps: Collection[str | None] = (),
-  further: Mapping[str, Any] = {},
-) -> View:
-  """What a term of this task, asking this teacher, looks at.
-
-  Args:
-    gaps: the tasks of which labels are missing.
-    further: fields of the view.
-  """
-  output, labels = outputs[network.stages[-1]], batch['label']
-  labels = labels[task] if isinstance(labels, Mapping) and task else labels
-  known = known_labels(labels) if task in gaps else None
-  if known is not None:
-    labels = jnp.where(known.reshape(-1, *[1] * (labels.ndim - 1)), labels, jnp.zeros_like(labels))
-  return View(
-    outputs=outputs,
-    output=output[task] if isinstance(output, Mapping) and task else output,
-    labels=labels,
-    known=known,
-    params=params,
-    source=source,
-    mask=batch['mask'],
-    key=layers.fold_in(keys, TERMS),
-    progress=progress,
-    total=total,
-    task=task,
-    teacher=teacher,
-    head=network.stages[-1],
-    **further,
-  )
-
-
 def _means(
   values: Mapping[str, Any], mask: Array, total: Callable[[Array], Array], devices: Array | int
 ) -> dict[str, Array]:
@@ -369,13 +354,6 @@ def _means(
   sums = jnp.where(mask, jnp.stack(rows), 0).sum(axis=1)
   weights = total(sums[1::2])  # 0 where no label of the batch is known
   return means | dict(zip(plain, sums[::2] / jnp.where(weights > 0, weights, 1)))
-
-
-def known_labels(labels: Array) -> Array:
-  """[batch], which labels are there: no negative class, no target that is NaN (data/labels.py)."""
-  if jnp.issubdtype(labels.dtype, jnp.integer):
-    return labels >= 0
-  return jnp.isfinite(labels).reshape(len(labels), -1).all(axis=1)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

@@ -13,7 +13,8 @@ from transferlab.errors import UserError
 from transferlab.networks.network import Network
 from transferlab.objectives import SOURCE
 from transferlab.objectives.objective import Objective
-from transferlab.training.step import TERM_START, Asked, Method, before_head, source_head, view_of
+from transferlab.training.step import TERM_START, Asked, Method, before_head, source_head
+from transferlab.training.views import view_of
 
 
 def with_terms(
