@@ -8,8 +8,10 @@ holds no threes, or only sevens and eights, and the one offset of those classes'
 data as in the paper ('test_corrected_on_test'), and on validation data ('test_corrected'). Not measured yet.
 
 The paper leaves open, and here is chosen: 5,000 of the 60,000 training images are for validation, which picks the step;
-momentum 0.9 at a rate of 0.1 that falls as a cosine, batches of 128; dropout 0.5 in hidden layers and 0.2 of inputs;
-norms of at most 3.9, the root of 15 of Hinton et al. 2012; the hard labels weigh 0.1, the answers (times T²) 0.9.
+batches of 128; students learn by momentum 0.9 at a rate of 0.1, the teacher by Adam at 0.001, both falling as a cosine;
+dropout 0.2 in hidden layers (on validation data better in 20 epochs, .991, than 0.5 and 0.2 of inputs by either
+optimizer in 30 or 40, .988 and .986); norms of at most 3.9, the root of 15 of Hinton et al. 2012; the hard labels weigh
+0.1, the answers (times T²) 0.9.
 The CPU profile trains the teacher for 40 epochs and students for 20; ':full' for 200 and 100. Data: tfds:mnist.
 """
 
@@ -25,9 +27,9 @@ def get_config(arg: str = ''):
   method = dict(optimizer='momentum', learning_rate=0.1, schedule=dict(name='cosine', warmup=0.02))
   epochs = (1, 1) if smoke else (200, 100) if whole else (40, 20)
   teacher = dict(
-    network=dict(name='mlp', hidden=[1200, 1200], dropout=0.5, input_dropout=0.2),
+    network=dict(name='mlp', hidden=[1200, 1200], dropout=0.2),
     data=dict(data, augment=dict(shift=2)),
-    phases=[dict(method, epochs=epochs[0], max_norm=[('.*/kernel', 15**0.5)])],
+    phases=[dict(method, optimizer='adam', learning_rate=1e-3, epochs=epochs[0], max_norm=[('.*/kernel', 15**0.5)])],
   )
   taught = {
     'teachers': {'large': teacher},

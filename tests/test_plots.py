@@ -226,3 +226,23 @@ def test_along_shows_two_repeats_themselves_and_no_interval(drawn, tmp_path):
   assert not panel.containers[0].has_yerr
   shown = np.asarray(panel.collections[0].get_offsets())
   np.testing.assert_allclose(shown, [[1, 0.5], [1, 0.6], [5, 0.7], [5, 0.8]])
+
+
+def test_a_trade_off_draws_a_point_for_each_row_that_has_both(drawn, tmp_path):
+  made = []
+  for name, place in (('alone', 0.2), ('both', 0.6)):
+    for seed in range(3):
+      values = {'test': {'accuracy': 0.5, 'left/accuracy': place + 0.01 * seed}}
+      if name == 'both':
+        values['test']['right/accuracy'] = place + 0.1
+      made.append({**records()[0], 'cell': {'method': name, 'seed': seed}, 'selected': values, 'curve': []})
+  also = ['test:left/accuracy', 'test:right/accuracy']
+  plots.tradeoff(tables.summarise(made, tables.Table(also=also, tradeoff=True)), tmp_path / 'tradeoff.png')
+  (panel,) = drawn[0].axes
+  (point,) = panel.containers
+  assert point.get_label() == 'both'
+  x, y = point.lines[0].get_data()
+  assert (float(x[0]), float(y[0])) == pytest.approx((0.61, 0.7))
+  assert (panel.get_xlabel(), panel.get_ylabel()) == ('test left/accuracy', 'test right/accuracy')
+  with pytest.raises(Exception, match='tradeoff draws two entries'):
+    tables.Table(also=also[:1], tradeoff=True)

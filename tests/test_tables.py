@@ -316,3 +316,29 @@ def test_long_values_that_begin_alike_stay_apart_and_short():
   records = [record('all', seed, 0.5, chosen={'rate': rules[seed % 2]}, grid={'rate': rules}) for seed in range(3)]
   chosen = row(tables.summarise(records, tables.Table()), 'all').chosen['rate']
   assert sorted(chosen.values()) == [1, 2] and all(len(text) < 50 for text in chosen)
+
+
+def test_delta_m_is_the_mean_relative_difference_to_networks_of_one_task():
+  """Maninis et al. 2019: (M - M_single) / M_single for each task, with the sign turned where less is better."""
+  left, right = {'alone left': [0.90, 0.80], 'alone right': [0.1, 0.1], 'both': [0.81, 0.84]}, {}
+  right = {'alone left': [0.1, 0.2], 'alone right': [0.50, 0.60], 'both': [0.55, 0.54]}
+  for metric, sign in (('accuracy', 1), ('log_loss', -1)):
+    records = []
+    for name in left:
+      for seed in range(2):
+        records.append(record(name, seed, 0.5, metric=metric))
+        records[-1]['selected']['test'] |= {f'left/{metric}': left[name][seed], f'right/{metric}': right[name][seed]}
+    single = {'left': 'alone left', 'right': 'alone right'}
+    table = tables.Table(metric=metric, single=single, also=[f'test:left/{metric}', f'test:right/{metric}'])
+    summary = tables.summarise(records, table)
+    each = [
+      50 * sign * ((0.81 - 0.90) / 0.90 + (0.55 - 0.50) / 0.50),
+      50 * sign * ((0.84 - 0.80) / 0.80 + (0.54 - 0.60) / 0.60),
+    ]
+    found = {own.name: own for block in summary.blocks for own in block.rows}
+    assert found['both'].delta_m == pytest.approx(np.mean(each), abs=1e-9)
+    assert found['alone left'].delta_m is None
+    assert cells(summary, 'both')['Δm'].startswith(f'{np.mean(each):+.2f} %')
+    assert 'left by alone left, right by alone right' in tables.markdown(summary)
+  with pytest.raises(UserError, match=r"table.single: row 'alone rigth'; nearest: alone right"):
+    tables.summarise(records, tables.Table(metric='log_loss', single={'right': 'alone rigth'}))

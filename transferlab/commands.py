@@ -38,8 +38,9 @@ def _show_table(study: Study, records: list[dict[str, Any]], workdir: Path) -> N
   from transferlab import comparison, tables
 
   tables.show(comparison.summarise(records, study.table), Console(width=None if _terminal() else 200))
-  along = ', along.png' if study.table.along else ''
-  print(f'{workdir}: table.md, table.csv, table.json, comparison.png, curves.png{along}')
+  further = {'tradeoff.png': study.table.tradeoff, 'along.png': study.table.along}
+  files = ['table.md', 'table.csv', 'table.json', 'comparison.png', 'curves.png']
+  print(f'{workdir}: {", ".join([*files, *(name for name, asked in further.items() if asked)])}')
 
 
 def _terminal() -> bool:
@@ -353,5 +354,6 @@ def export(workdir: Path, spec: str) -> list[str]:
     raise UserError(f'{workdir} is a baseline, of which no network is kept')
   path, network = checkpoints.find(str(run_folder)), settings.network
   variables, record = checkpoints.weights(path, which), checkpoints.progress(path)['preprocessing']
+  variables = model.without_tasks(variables, settings.target.data.auxiliary)
   file = Path(place).expanduser()
   return exports.write(file, variables, network.name, network.model_extra or {}, record, given.get('names', 'ours'))

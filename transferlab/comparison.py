@@ -48,11 +48,27 @@ class Table(Schema):
     description='An axis over whose values along.png draws a line for each row.',
     json_schema_extra=LATER,
   )
+  single: dict[str, str] = pydantic.Field(
+    {},
+    description='The row of each task that trains it alone: the column Δm compares all rows with them, in per cent.',
+    json_schema_extra=LATER,
+  )
+  tradeoff: bool = pydantic.Field(
+    False,
+    description='tradeoff.png draws the first two entries of `also` against each other, a point for each row.',
+    json_schema_extra=LATER,
+  )
   which: Literal['selected', 'last'] = pydantic.Field(
     'selected', description='Of which step: selected on validation data (last where none was), or last.'
   )
   confidence: Fraction = pydantic.Field(0.95, description='Confidence of the intervals.')
   notes: list[str] = pydantic.Field([], description='Sentences to stand under the table.')
+
+  @pydantic.model_validator(mode='after')
+  def _drawn(self) -> 'Table':
+    if self.tradeoff and len(self.also) < 2:
+      raise ValueError('tradeoff draws two entries of also, and there are fewer')
+    return self
 
   def column(self, name: str) -> 'Table':
     """The same table of what an entry of `also` names."""
@@ -86,6 +102,8 @@ class Row:
   forgotten_half_width: float | None = None
   also: dict[str, float] = dataclasses.field(default_factory=dict)  # entry of `also` -> mean
   also_half_width: dict[str, float] = dataclasses.field(default_factory=dict)
+  delta_m: float | None = None  # per cent
+  delta_m_half_width: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +233,9 @@ def _check(records: Sequence[Record], groups: Sequence[tuple[Any, Mapping[str, A
     found = dict.fromkeys(name for values in splits for name in values.get(shown.split) or {})
     if splits and shown.metric not in found:
       raise errors.unknown(f'metric among those measured on {shown.split}', shown.metric, found)
+  for name in table.single.values():
+    if splits and name not in names:
+      raise errors.unknown('table.single: row', name, names)
 
 
 def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
@@ -224,6 +245,7 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
   test = paired_test(values, others) if name != table.baseline else None
   steps, reached, could_reach = _reach(done, baseline, table)
   lost = _forgotten(done, table)
+  gained = [] if name in table.single.values() else delta_m(done, rows, table)
   also = {name: list(_values(done, table.column(name)).values()) for name in table.also}
   return Row(
     name=name,
@@ -248,7 +270,31 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
     forgotten_half_width=interval(lost, table.confidence),
     also={name: float(np.mean(own)) for name, own in also.items() if own},
     also_half_width={name: width for name, own in also.items() if (width := interval(own, table.confidence))},
+    delta_m=_mean(gained),
+    delta_m_half_width=interval(gained, table.confidence),
   )
+
+
+def delta_m(done: Sequence[Record], rows: Mapping[str, Sequence[Record]], table: Table) -> list[float]:
+  """Δm of each run in per cent: the mean over tasks of (M − M_single) / M_single, its sign turned where less is better.
+
+  Maninis et al. 2019, eq. 4 (the mean drop of performance), paired by repeats with the runs of `table.single`; runs
+  that do not measure all tasks have none.
+  """
+  sign = 1 if metrics.higher_is_better(table.metric) else -1
+  pairs = []
+  for task, name in table.single.items():
+    column = table.model_copy(update={'metric': f'{task}/{table.metric}'})
+    pairs.append((_values(done, column), _values(rows.get(name, []), column)))
+  both = [
+    repeat
+    for repeat in (pairs[0][0] if pairs else ())
+    if all(repeat in own and alone.get(repeat) for own, alone in pairs)
+  ]
+  return [
+    float(np.mean([100 * sign * (own[repeat] - alone[repeat]) / alone[repeat] for own, alone in pairs]))
+    for repeat in both
+  ]
 
 
 def _judged(blocks: Sequence[Block], table: Table) -> tuple[list[Block], int]:

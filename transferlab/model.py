@@ -34,6 +34,8 @@ class Model:
   def outputs(self, x: Any) -> Any:
     """The head's outputs on raw inputs: logits [examples, classes] or predictions [examples, targets].
 
+    Of several tasks a dict of these, without auxiliary ones.
+
     Args:
       x: inputs as the data set gives them, not preprocessed: [examples, *input shape]. Images of one channel may lack
         the channel axis. Tables: a list of dicts, a dict of columns or a data frame.
@@ -53,30 +55,36 @@ class Model:
       raise UserError(f'inputs of shape {list(x.shape[1:])}; the network was trained on {list(shape)}')
     if x.dtype.kind == 'f' and not np.isfinite(x).all():
       raise UserError('inputs hold NaN or infinity')
-    return results.outputs_on(self.prepared, self.variables, x)
+    found, auxiliary = results.outputs_on(self.prepared, self.variables, x), self.prepared.loaded.info.auxiliary
+    return {task: own for task, own in found.items() if task not in auxiliary} if auxiliary else found
 
   def probabilities(self, x: Any) -> np.ndarray:
-    """[examples, classes]. Raises `UserError` for regression."""
+    """[examples, classes]. Raises `UserError` for regression, and for several tasks."""
     info = self.prepared.loaded.info
     if info.task == 'regression' or info.tasks:
       raise UserError('probabilities are for a single classification task')
     return results.probabilities(self.outputs(x), info.task)
 
-  def predict(self, x: Any) -> np.ndarray:
-    """The number of the likeliest class [examples]; for regression the predictions [examples, targets]."""
-    if self.prepared.loaded.info.task == 'regression':
-      return np.asarray(self.outputs(x))
-    return self.probabilities(x).argmax(axis=1)
+  def predict(self, x: Any) -> Any:
+    """The number of the likeliest class [examples]; for regression the predictions [examples, targets].
+
+    Of several tasks a dict of these, without auxiliary ones.
+    """
+    info, outputs = self.prepared.loaded.info, self.outputs(x)
+    if info.tasks:
+      return {task: _predicted(own, info.tasks[task].task) for task, own in outputs.items()}
+    return _predicted(outputs, info.task)
 
   def evaluate(self, data: Data, split: str = 'test') -> dict[str, Any]:
     """Metrics on a split of some data set."""
     x, label, _, info = self._data(data, split)
-    return results.measure(self.prepared.run.evaluation.metrics, self.outputs(x), label, info)
+    outputs = results.outputs_on(self.prepared, self.variables, x)
+    return results.measure(self.prepared.run.evaluation.metrics, outputs, label, info)
 
   def write_predictions(self, data: Data, split: str, path: Path) -> int:
     """A CSV row per example of the split; returns how many."""
     x, label, ids, info = self._data(data, split)
-    results.write_predictions(path, self.outputs(x), ids, info, label)
+    results.write_predictions(path, results.outputs_on(self.prepared, self.variables, x), ids, info, label)
     return len(ids)
 
   def _data(self, data: Data, split: str) -> tuple[np.ndarray, Any, np.ndarray, Any]:
@@ -86,6 +94,18 @@ class Model:
     rows = np.arange(len(loaded.examples)) if split == 'all' else loaded.splits[split]
     x, label, ids = loaded.evaluated(rows, self.prepared.record)
     return x, matched(label, loaded.info, mine, data.name), ids, mine
+
+
+def _predicted(outputs: Any, task: str) -> np.ndarray:
+  return np.asarray(outputs) if task == 'regression' else results.probabilities(outputs, task).argmax(axis=1)
+
+
+def without_tasks(variables: Any, tasks: Any) -> Any:
+  """The variables without what belongs to these tasks alone: `head/TASK`, and other stages' branches of that name."""
+  return {
+    kind: {stage: {name: leaf for name, leaf in own.items() if name not in tasks} for stage, own in tree.items()}
+    for kind, tree in variables.items()
+  }
 
 
 def load(workdir: Any, which: str = 'selected') -> Model:

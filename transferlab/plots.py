@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Colours that the colour-blind tell apart: Okabe and Ito 2008. The sequence ends in black and starts anew, dashed.
 PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 DASHES = ['-', '--', '-.', ':']
+MARKERS = ['o', 's', '^', 'D']
 # verdict -> (colour, marker); None is a row without a test.
 LOOKS: dict[str | None, tuple[str, str]] = {
   'win': ('#0072B2', '^'),
@@ -109,6 +110,42 @@ def along(summary: Summary, path: str | Path) -> None:
     panel.set_xticks(values if numeric else range(len(values)), [_short(str(value)) for value in values])
     panel.grid(alpha=0.25)
   _label_axes(panels, axis, f'{summary.table.split} {summary.table.metric}')
+  _legend(figure, list(handles.values()))
+  _save(figure, path)
+
+
+def tradeoff(summary: Summary, path: str | Path) -> None:
+  """The first two entries of `table.also` against each other: a point with both intervals for each row.
+
+  Args:
+    summary: from `summarise`, of a table with two such entries.
+    path: the PNG, replaced as a whole.
+
+  Raises:
+    UserError: no row has both.
+  """
+  first, second = summary.table.also[:2]
+  blocks = [[row for row in block.rows if first in row.also and second in row.also] for block in summary.blocks]
+  figure, panels = _panels(len(blocks) if any(blocks) else 0, 5.0)
+  names, handles = list(dict.fromkeys(row.name for rows in blocks for row in rows)), {}
+  for panel, block, rows in zip(panels, summary.blocks, blocks):
+    for row in rows:
+      number, spread = names.index(row.name), row.also_half_width
+      marker, colour = MARKERS[number // len(PALETTE) % len(MARKERS)], PALETTE[number % len(PALETTE)]
+      handles[row.name] = panel.errorbar(
+        row.also[first],
+        row.also[second],
+        spread.get(second, 0.0),
+        spread.get(first, 0.0),
+        fmt=marker,
+        color=colour,
+        elinewidth=0.6,
+        markersize=7,
+        label=_short(row.name),
+      )
+    panel.set_title(_wrapped(title(block), panel), fontsize=11)
+    panel.grid(alpha=0.25)
+  _label_axes(panels, *(name.replace(':', ' ') for name in (first, second)))
   _legend(figure, list(handles.values()))
   _save(figure, path)
 

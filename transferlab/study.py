@@ -311,6 +311,9 @@ def write_table(study: Study, records: Sequence[Mapping[str, Any]], workdir: Pat
     # Without validation data there are no curves, and without a finished cell no picture at all.
     with contextlib.suppress(UserError):
       plots.comparison(summary, workdir / 'comparison.png')
+    if study.table.tradeoff:
+      with contextlib.suppress(UserError):
+        plots.tradeoff(summary, workdir / 'tradeoff.png')
     if study.table.along is not None:
       with contextlib.suppress(UserError):
         plots.along(summary, workdir / 'along.png')

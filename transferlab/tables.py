@@ -119,6 +119,12 @@ def legend(summary: Summary) -> list[str]:
     )
   if any(row.gap is not None for row in rows):
     lines.append(f'gap: {table.metric} on the training data minus {table.metric} on {table.split}.')
+  if table.single:
+    alone = ', '.join(f'{task} by {name}' for task, name in table.single.items())
+    lines.append(
+      f'Δm: mean over tasks of the relative difference in {table.metric} to networks of one task ({alone}) of the same '
+      f'{table.repeats}, better is positive (Maninis et al. 2019).'
+    )
   if any(row.forgotten is not None for row in rows):
     lines.append(
       f"forgotten: by how much {table.metric} on the source's test data is worse after training on the target, with "
@@ -156,7 +162,7 @@ def _grid(summary: Summary) -> tuple[list[str], list[list[list[str]]]]:
   heads = [
     table.rows, 'n', _metric(table), f'difference to {baseline}', 'p', 'verdict',
     *(_metric(table.column(name)) for name in table.also), f'steps to {baseline}',
-    'trained parameters', 'seconds (total)', 'gap', 'forgotten', 'chosen', 'labels',
+    'Δm', 'trained parameters', 'seconds (total)', 'gap', 'forgotten', 'chosen', 'labels',
   ]  # fmt: skip
   rows = [row for block in summary.blocks for row in block.rows]
   digits, short = _digits(rows), _short(key for row in rows for key in row.chosen)
@@ -195,6 +201,7 @@ def _cells(row: Row, digits: int, short: dict[str, str], also: Sequence[str]) ->
     row.verdict or NONE,
     *(about(row.also.get(name), row.also_half_width.get(name)) for name in also),
     _steps(row),
+    NONE if row.delta_m is None else f'{row.delta_m:+.2f} % ± {row.delta_m_half_width or 0:.2f}',
     ' to '.join(f'{number:,}' for number in dict.fromkeys([*row.parameters[:1], *row.parameters[-1:]])) or NONE,
     NONE if row.seconds is None else f'{row.seconds:.1f} ({row.seconds_total:.1f})',
     number(row.gap, '+'),

@@ -178,7 +178,7 @@ def test_several_labels_make_several_tasks(tmp_path):
   rows = loaded.examples.arrays['id']
   np.testing.assert_array_equal(loaded.examples.arrays['label']['parity'], (grey['y'] % 2)[rows])
   np.testing.assert_allclose(loaded.examples.take(np.array([5, 2])).arrays['label']['angle'][:, 0], [5 / 23, 2 / 23])
-  assert loaded.labels == {'train': 6}
+  assert loaded.labels == {'train': 6, 'tasks': {task: {'train': 6} for task in ('digit', 'angle', 'parity')}}
   _refused('names several', name, label=['digit', 'parity'], classes=[0, 1])
 
 

@@ -22,8 +22,8 @@ Parts = Mapping[str, tuple[Examples, Mapping[str, np.ndarray]]]
 def mixed(parts: Parts, mixing: Mixing) -> tuple[Examples, dict[str, np.ndarray], np.ndarray]:
   """The examples of all sets, the splits of the whole, and [N] the number of the set from which each example comes.
 
-  Numbers of examples ('id') go on from one set to the next. Splits of the same name are joined; with common heads each
-  set's own test split stays beside them as 'test_NAME'.
+  Numbers of examples ('id') go on from one set to the next. Splits of the same name are joined; each set's own
+  test split stays beside them as 'test_NAME'.
 
   Args:
     parts: examples and splits of each set, by name.
@@ -43,7 +43,7 @@ def mixed(parts: Parts, mixing: Mixing) -> tuple[Examples, dict[str, np.ndarray]
   for start, (name, (_, rows)) in zip(starts, parts.items()):
     for split, own in rows.items():
       splits.setdefault(split, []).append(start + own)
-      if common and split == 'test':
+      if split == 'test':
         splits[f'test_{name}'] = [start + own]
   arrays = {
     'x': joined([own.arrays['x'] for own in examples.values()]),

@@ -13,6 +13,7 @@ from pydantic import Field
 from transferlab.config import LATER, OUTSIDE, Fraction, NonNegative, Positive, Schema, Seed
 from transferlab.data.augmentation import Augment
 from transferlab.data.decoding import Resize
+from transferlab.data.overlay import Overlay
 from transferlab.data.preprocessing import STATISTICS
 from transferlab.errors import UserError, unknown
 
@@ -178,6 +179,11 @@ class Data(Schema):
   )
   contrast: Annotated[float, Field(gt=0, le=1000)] = Field(
     default=1.0, description="Images: factor around the image's own mean."
+  )
+  overlay: Overlay | None = Field(
+    default=None,
+    description="Images: each laid over another of its split; both classes are to be told, 'left' and 'right'.",
+    json_schema_extra=LATER,
   )
   split_seed: Seed = Field(default=0, description='Fixes halves and test split: the same for every run.')
   corruption_seed: Seed | None = Field(

@@ -33,6 +33,7 @@ from transferlab.data.augmentation import centre_crop, check, output_shape
 from transferlab.data.columns import Column
 from transferlab.data.examples import Examples, Info, digest
 from transferlab.data.npz import read_npz
+from transferlab.data.overlay import overlaid
 from transferlab.data.settings import BUNDLED, TABLES, Data
 from transferlab.data.texts import hashed
 from transferlab.errors import UserError, unknown
@@ -172,6 +173,8 @@ def _load(data: Data, seed: int, stamp: Any) -> Loaded:
     data, selection.select(data, raw), raw, seed if data.corruption_seed is None else data.corruption_seed
   )
   indices = selection.split(data, examples, seed if data.seed is None else data.seed)
+  if data.overlay is not None:
+    examples = overlaid(examples, indices, data.overlay, data.split_seed, data.name)
   examples = _with_labels_kept(data, examples, indices['train'], seed if data.seed is None else data.seed)
   return _loaded(data, examples, indices, contents, gaps=_has_gaps(raw))
 
