@@ -242,9 +242,15 @@ def _data_lines(prepared: Prepared) -> list[str]:
   loaded, data = prepared.loaded, prepared.run.target.data
   sizes = ', '.join(f'{len(rows)} {name}' for name, rows in loaded.splits.items())
   shape = 'x'.join(map(str, prepared.record.get('input_shape', ['text'])))
+  own = loaded.info.tasks or {'': loaded.info}
+  tasks = [f'{name} {info.task}, {info.outputs} outputs'.strip() for name, info in own.items()]
+  used = loaded.labels.get('tasks') or {'': loaded.labels}
+  counts = [f'{name} {count["train"] + count.get("validation", 0)}'.strip() for name, count in used.items()]
+  drawn = [f'an epoch draws {", ".join(map(str, loaded.quotas))} of {", ".join(data.sets)}'] if loaded.quotas else []
   return [
-    f'{data.name} ({loaded.info.origin}): {loaded.info.task}, inputs {shape}, {loaded.info.outputs} outputs',
-    f'{sizes}; labels used: {sum(loaded.labels.values())}',
+    f'{data.name} ({loaded.info.origin}): {"; ".join(tasks)}, inputs {shape}',
+    f'{sizes}; labels used: {", ".join(counts)}',
+    *drawn,
     *loaded.info.notes,
   ]
 

@@ -9,7 +9,7 @@ import pytest
 from outcomes import assert_a_stop_changes_nothing, leaves
 
 import transferlab
-from transferlab import checkpoints, config
+from transferlab import checkpoints, commands, config
 from transferlab.errors import UserError
 from transferlab.objectives import balancers, balancing
 from transferlab.preparation import prepare, start
@@ -363,3 +363,18 @@ def test_one_task_has_nothing_to_balance(data):
 def test_every_balancer_is_listed_and_built():
   for name in balancers.BALANCERS:
     assert balancers.build(balancers.Balancing(name=name)).level in ('losses', 'parameters', 'representation')
+
+
+def test_auxiliary_tasks_help_to_train_and_are_left_behind(data, tmp_path):
+  target = {'data': {'name': f'npz:{data}', 'label': TASKS, 'auxiliary': ['side', 'size'], 'batch_size': 16}}
+  done = transferlab.run(config.resolved(settings(data, target=target)), tmp_path / 'run')
+  assert (
+    done['last']['test']['accuracy'] == done['last']['test']['kind/accuracy'] != done['last']['test']['side/accuracy']
+  )
+  assert 'mean_squared_error' not in done['last']['test'] and 'size/mean_squared_error' in done['last']['test']
+  model = transferlab.load(tmp_path / 'run')
+  answers = model.predict(np.zeros((2, 10), np.float32))
+  assert set(answers) == {'kind'} and answers['kind'].dtype.kind == 'i'
+  commands.export(tmp_path / 'run', str(tmp_path / 'kind.npz'))
+  with np.load(tmp_path / 'kind.npz') as arrays:
+    assert {name for name in arrays if 'head' in name} == {'params/head/kind/kernel', 'params/head/kind/bias'}
