@@ -29,7 +29,14 @@ def choices(run: Run, loaded: Loaded) -> None:
   """Names of metrics, and that what chooses has validation data to choose on."""
   names = [*(run.evaluation.metrics or []), *([run.evaluation.select] if run.evaluation.select else [])]
   if loaded.info.tasks:
-    metrics.check_tasks(names, {name: own.task for name, own in loaded.info.tasks.items()})
+    kinds = {name: own.task for name, own in loaded.info.tasks.items()}
+    metrics.check_tasks(names, kinds)
+    select, main = (
+      run.evaluation.select,
+      {name: kind for name, kind in kinds.items() if name not in loaded.info.auxiliary},
+    )
+    if select and '/' not in select:
+      metrics.check_tasks([select], main)
   else:
     metrics.check(names, loaded.info.task)
   _correction(run, loaded)
@@ -61,16 +68,15 @@ def _correction(run: Run, loaded: Loaded) -> None:
 
 
 def labels(loaded: Loaded, stretches: Sequence[Any]) -> None:
-  """That nothing looks at labels where there are none, as with data.labelled=False."""
-  if loaded.labels['train']:
-    return
+  """That no term looks at the labels of a task of which there are none, as with data.labelled=False."""
+  counts = loaded.labels.get('tasks') or {None: loaded.labels}
   for stretch in stretches:
-    for name, term in stretch.method.objective.terms.items():
-      if 'labels' in term.needs:
-        raise UserError(
-          f'config.objective: term {name!r} looks at labels, and data.labelled=False says that there are none; '
-          "nearest: dict(term='kd')"
-        )
+    objective = stretch.method.objective
+    for name, term in objective.terms.items():
+      task = objective.tasks[name]
+      if 'labels' in term.needs and task in counts and not counts[task]['train']:
+        none = 'data.labelled=False says that there are none' if task is None else f'no training example has {task!r}'
+        raise UserError(f"config.objective: term {name!r} looks at labels, and {none}; nearest: dict(term='kd')")
 
 
 def representation(network: Any, stretches: Sequence[Any]) -> None:

@@ -12,68 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pydantic
 
 from transferlab import config, errors
-from transferlab.config import LATER, Fraction, Schema
 from transferlab.evaluation import metrics
+from transferlab.table_settings import Table
 
 Record = Mapping[str, Any]
 Verdict = Literal['win', 'tie', 'loss']
 # Rows differ where the corrected p value is at most this.
 LONGEST = 40  # characters of a chosen value that a table shows
 LEVEL = 0.05
-
-
-class Table(Schema):
-  """What an experiment's table shows and compares."""
-
-  rows: str = pydantic.Field('method', description='The axis whose values are the rows.')
-  repeats: str = pydantic.Field(
-    'seed', description='The axis whose values are repeats: means run over it, tests pair by it.'
-  )
-  baseline: str | None = pydantic.Field(
-    None, description='The row that all others are tested against; None: no comparison.'
-  )
-  metric: str = pydantic.Field('accuracy', description='The metric shown, by its name among the metrics.')
-  split: str = pydantic.Field('test', description='The split, or further named data set, it is measured on.')
-  also: list[str] = pydantic.Field(
-    [],
-    description='Further columns: the metric on another split or named data set (evaluation.sets), or another metric '
-    "of a set: 'shifted', 'test:agreement'.",
-    json_schema_extra=LATER,
-  )
-  along: str | None = pydantic.Field(
-    None,
-    description='An axis over whose values along.png draws a line for each row.',
-    json_schema_extra=LATER,
-  )
-  single: dict[str, str] = pydantic.Field(
-    {},
-    description='The row of each task that trains it alone: the column Δm compares all rows with them, in per cent.',
-    json_schema_extra=LATER,
-  )
-  tradeoff: bool = pydantic.Field(
-    False,
-    description='tradeoff.png draws the first two entries of `also` against each other, a point for each row.',
-    json_schema_extra=LATER,
-  )
-  which: Literal['selected', 'last'] = pydantic.Field(
-    'selected', description='Of which step: selected on validation data (last where none was), or last.'
-  )
-  confidence: Fraction = pydantic.Field(0.95, description='Confidence of the intervals.')
-  notes: list[str] = pydantic.Field([], description='Sentences to stand under the table.')
-
-  @pydantic.model_validator(mode='after')
-  def _drawn(self) -> 'Table':
-    if self.tradeoff and len(self.also) < 2:
-      raise ValueError('tradeoff draws two entries of also, and there are fewer')
-    return self
-
-  def column(self, name: str) -> 'Table':
-    """The same table of what an entry of `also` names."""
-    split, _, metric = name.partition(':')
-    return self.model_copy(update={'split': split, 'metric': metric or self.metric})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +181,12 @@ def _check(records: Sequence[Record], groups: Sequence[tuple[Any, Mapping[str, A
     found = dict.fromkeys(name for values in splits for name in values.get(shown.split) or {})
     if splits and shown.metric not in found:
       raise errors.unknown(f'metric among those measured on {shown.split}', shown.metric, found)
-  for name in table.single.values():
+  for task, name in table.single.items():
     if splits and name not in names:
       raise errors.unknown('table.single: row', name, names)
+    found = dict.fromkeys(key for values in splits for key in values.get(table.split) or {})
+    if splits and f'{task}/{table.metric}' not in found:
+      raise errors.unknown('table.single: task', task, [key.partition('/')[0] for key in found if '/' in key])
 
 
 def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
@@ -292,7 +243,7 @@ def delta_m(done: Sequence[Record], rows: Mapping[str, Sequence[Record]], table:
     if all(repeat in own and alone.get(repeat) for own, alone in pairs)
   ]
   return [
-    float(np.mean([100 * sign * (own[repeat] - alone[repeat]) / alone[repeat] for own, alone in pairs]))
+    float(np.mean([100 * sign * (own[repeat] - alone[repeat]) / abs(alone[repeat]) for own, alone in pairs]))
     for repeat in both
   ]
 

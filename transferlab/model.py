@@ -100,10 +100,13 @@ def _predicted(outputs: Any, task: str) -> np.ndarray:
   return np.asarray(outputs) if task == 'regression' else results.probabilities(outputs, task).argmax(axis=1)
 
 
-def without_tasks(variables: Any, tasks: Any) -> Any:
-  """The variables without what belongs to these tasks alone: `head/TASK`, and other stages' branches of that name."""
+def without_tasks(variables: Any, tasks: Any, head: str = 'head') -> Any:
+  """The variables without the heads of these tasks."""
   return {
-    kind: {stage: {name: leaf for name, leaf in own.items() if name not in tasks} for stage, own in tree.items()}
+    kind: {
+      stage: {name: leaf for name, leaf in own.items() if stage != head or name not in tasks}
+      for stage, own in tree.items()
+    }
     for kind, tree in variables.items()
   }
 

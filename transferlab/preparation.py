@@ -94,8 +94,9 @@ class Prepared:
 
   def select_metric(self) -> str:
     """The validation metric that chooses."""
-    default = 'mean_squared_error' if self.loaded.info.task == 'regression' else 'accuracy'
-    return self.run.evaluation.select or default
+    info = self.loaded.info
+    kinds = [own.task for task, own in info.tasks.items() if task not in info.auxiliary] or [info.task]
+    return self.run.evaluation.select or ('mean_squared_error' if kinds[0] == 'regression' else 'accuracy')
 
   def score(self, values: Mapping[str, Any]) -> float:
     """That metric among measured ones, so that larger is better; minus infinity where it has no value."""

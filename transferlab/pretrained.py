@@ -64,6 +64,8 @@ def read(source: Source, where: str = 'config.source') -> Weights:
   saved = path.parents[1] / 'config.json'
   network = folder.read_record(saved, 'config')['config'].get('network') if saved.is_file() else None
   options = {name: value for name, value in (network or {}).items() if name != 'name'}
+  if options.get('sharing') is None:
+    options.pop('sharing', None)
   weights = checkpoints.weights(path, source.which)
   return Weights(weights, record['preprocessing'], str(path), (network or {}).get('name'), options)
 

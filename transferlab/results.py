@@ -44,23 +44,28 @@ def split(prepared: Prepared, name: str) -> tuple[np.ndarray, Any, np.ndarray]:
   return prepared.loaded.evaluated(name, prepared.record)
 
 
-def measure(names: Sequence[str] | None, outputs: Any, labels: Any, info: Info) -> dict[str, Any]:
+def measure(names: Sequence[str] | None, outputs: Any, label: Any, info: Info) -> dict[str, Any]:
   """Metrics of complete outputs, over the examples whose label is there: the task's usual ones, or those named.
 
   Where there are several tasks, each has those that are for it, as 'task/metric', and 'metric' is the mean over tasks
   that are not auxiliary. A name may be 'task/metric' too.
   """
   if not info.tasks:
-    return _of_labelled(names or metrics.DEFAULTS[info.task], outputs, labels, info)
+    return _of_labelled(names or metrics.DEFAULTS[info.task], outputs, label, info)
   found: dict[str, Any] = {}
   for task, own in info.tasks.items():
     asked = metrics.of_task(names, task, own.task)
-    values = _of_labelled(asked, outputs[task], labels[task], own) if asked else {}
+    values = _of_labelled(asked, outputs[task], label[task], own) if asked else {}
     found.update({f'{task}/{name}': value for name, value in values.items()})
   main = [task for task in info.tasks if task not in info.auxiliary]
   for name in dict.fromkeys(key.partition('/')[2] for key in found):
-    numbers = [value for task in main if isinstance(value := found.get(f'{task}/{name}'), float)]
-    found.update({name: float(np.mean(numbers))} if numbers else {})
+    having = [task for task in main if f'{task}/{name}' in found]
+    there = [task for task in having if labels.known(np.asarray(label[task])).any()]
+    each = [found[f'{task}/{name}'] for task in there]
+    numbers = [value for value in each if isinstance(value, float)]
+    if having and not any(isinstance(value, list) for value in each):
+      # A task whose value has no meaning, as of outputs that are not finite, leaves the mean without one.
+      found[name] = float(np.mean(numbers)) if numbers and len(numbers) == len(each) else None
   return found
 
 

@@ -99,6 +99,8 @@ def _rebuilt(
   name, options = usual.name, dict(usual.model_extra or {})
   if weights.network is not None:
     name, options = weights.network, dict(weights.options)
+  if 'sharing' in options:
+    raise UserError(f'{where}, and the weights are those of several tasks with {options["sharing"]["name"]!r} sharing')
   last = paths.flatten(weights.variables['params'].get('head', {}))
   if not last:
     raise UserError(f'{where}, and the weights have no head')

@@ -156,6 +156,7 @@ def _structure(prepared: Prepared | None) -> Any:
     None if validation is None else len(validation),
     prepared.loaded.examples.arrays['x'].dtype.str,
     prepared.select_metric(),
+    prepared.loaded.info.auxiliary,
     settings.evaluation.every,
     settings.logging.every,
     settings.checkpoint.every,

@@ -201,7 +201,7 @@ def _cells(row: Row, digits: int, short: dict[str, str], also: Sequence[str]) ->
     row.verdict or NONE,
     *(about(row.also.get(name), row.also_half_width.get(name)) for name in also),
     _steps(row),
-    NONE if row.delta_m is None else f'{row.delta_m:+.2f} % ± {row.delta_m_half_width or 0:.2f}',
+    _per_cent(row.delta_m, row.delta_m_half_width),
     ' to '.join(f'{number:,}' for number in dict.fromkeys([*row.parameters[:1], *row.parameters[-1:]])) or NONE,
     NONE if row.seconds is None else f'{row.seconds:.1f} ({row.seconds_total:.1f})',
     number(row.gap, '+'),
@@ -209,6 +209,10 @@ def _cells(row: Row, digits: int, short: dict[str, str], also: Sequence[str]) ->
     _chosen(row, short),
     ', '.join(f'{train} + {validation}' for train, validation in row.labels) or NONE,
   ]
+
+
+def _per_cent(value: float | None, half_width: float | None) -> str:
+  return NONE if value is None else f'{value:+.2f} %' + ('' if half_width is None else f' ± {half_width:.2f}')
 
 
 def _steps(row: Row) -> str:

@@ -246,3 +246,28 @@ def test_gaps_are_known_by_task():
   assert labels.gaps(label, np.array([0, 1])) == {'a'}
   assert labels.gaps(label, np.array([0, 2])) == {'b'} and labels.gaps(label['a'], np.array([0, 2])) == frozenset()
   np.testing.assert_array_equal(labels.present(label), [True, True, True])
+
+
+def test_a_task_whose_value_has_no_meaning_leaves_the_mean_without_one():
+  one = Info('table', 'regression', targets=('t',))
+  info = Info('table', 'regression', targets=('t',), tasks={'p': one, 'q': one})
+  label = {'p': np.ones((3, 1)), 'q': np.ones((3, 1))}
+  broken = {'p': np.full((3, 1), np.nan), 'q': np.ones((3, 1))}
+  assert results.measure(['mean_squared_error'], broken, label, info)['mean_squared_error'] is None
+  absent = {**label, 'p': np.full((3, 1), np.nan)}
+  assert results.measure(['mean_squared_error'], label, absent, info)['mean_squared_error'] == 0
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'unlabelled': 'keep', 'sampling': 'balanced'}, 'balanced sampling draws by label'),
+    ({'unlabelled': 'keep', 'classes': [0, 1]}, 'classes and train_classes choose by label'),
+    ({'keep_labels': 0.5, 'labelled': False}, 'keep_labels leaves labels out'),
+    ({'mixing': {'heads': 'common'}}, "mixing is for the name 'mixture'"),
+  ],
+  ids=range(4),
+)
+def test_keys_that_do_not_go_together_are_refused(change, message):
+  with pytest.raises(UserError, match=message):
+    config.validate(Data, {'name': 'digits', **change})

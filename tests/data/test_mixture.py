@@ -170,8 +170,11 @@ def test_images_that_are_read_later_join_those_in_memory(tmp_path):
       r"inputs of 'a' have the shape \(13,\), those of 'b' \(30,\)",
     ),
     (
-      {'sets': {'a': {'name': 'digits', 'classes': [1, 2]}, 'b': CLEAN}, 'mixing': {'heads': 'common'}},
-      "unknown class of mixture: b '0'",
+      {
+        'sets': {'a': {'name': 'digits', 'classes': [1, 2]}, 'b': {'name': 'digits', 'classes': [2, 4]}},
+        'mixing': {'heads': 'common'},
+      },
+      "unknown class of mixture: b '4'",
     ),
   ],
   ids=range(14),

@@ -49,6 +49,11 @@ def test_pairs_are_the_same_for_every_run_and_change_with_the_split_seed():
   assert test[0].shape == test[2].shape and (test[0] != test[2]).any()
 
 
+def test_test_images_do_not_depend_on_a_validation_split():
+  x = [data.examples.arrays['x'][data.splits['test']] for data in (loaded(), loaded(validation=None))]
+  np.testing.assert_array_equal(*x)
+
+
 def test_a_canvas_is_brought_to_a_size_by_area():
   half, whole = loaded(overlay={'canvas': 16, 'size': 8}), loaded(overlay={'canvas': 16})
   x = whole.examples.arrays['x']

@@ -378,3 +378,51 @@ def test_auxiliary_tasks_help_to_train_and_are_left_behind(data, tmp_path):
   commands.export(tmp_path / 'run', str(tmp_path / 'kind.npz'))
   with np.load(tmp_path / 'kind.npz') as arrays:
     assert {name for name in arrays if 'head' in name} == {'params/head/kind/kernel', 'params/head/kind/bias'}
+
+
+@pytest.mark.parametrize('name', ['famo', 'geometric_mean', 'uncertainty', 'random_weights', 'dynamic_weight_average'])
+def test_a_task_that_a_batch_lacks_leaves_the_weights_to_the_others(name):
+  """With the losses of one task alone, its gradient is that of a run without the other."""
+  kinds = {'here': 'classification', 'away': 'classification'}
+  balancer = balancers.build(balancers.Balancing(name=name))
+  own = balancer.init(kinds)
+
+  def combined(losses, present):
+    given = balancers.Tasks(kinds, losses, jax.random.key(0), jnp.array(present))
+    return balancer.apply(given, own)[0]
+
+  slope = jax.grad(combined)(jnp.array([2.0, 0.0]), [1.0, 0.0])
+  np.testing.assert_allclose(slope[0], 1, rtol=1e-5)
+  assert combined(jnp.zeros(2), [0.0, 0.0]) == 0
+
+
+def test_windows_of_losses_count_the_batches_that_had_the_task():
+  kinds = {'often': 'classification', 'rare': 'classification'}
+  balancer = balancers.build(balancers.Balancing(name='dynamic_weight_average', every=4))
+  own = balancer.init(kinds)
+  for step, rare in enumerate([3.0, 0.0, 0.0, 1.0]):
+    present = jnp.array([1.0, float(rare > 0)])
+    given = balancers.Tasks(kinds, jnp.array([step + 1.0, rare]), jax.random.key(0), present)
+    own = {'params': {}, 'stats': balancer.apply(given, own)[2]}
+  np.testing.assert_allclose(own['stats']['previous'], [2.5, 2.0])
+
+
+def test_a_run_can_teach_and_one_of_several_tasks_says_that_it_cannot(data, tmp_path):
+  plain = {'network': {'name': 'mlp', 'hidden': [8]}, 'phases': [{'steps': 4, 'learning_rate': 1e-2}]}
+  target = {'data': {'name': f'npz:{data}', 'label': 'kind'}}
+  transferlab.run({**plain, 'target': target}, tmp_path / 'teacher')
+  terms = [{'term': 'cross_entropy'}, {'term': 'kd'}]
+  teachers = {'run': {'weights': str(tmp_path / 'teacher')}}
+  transferlab.run({**plain, 'target': target, 'objective': terms, 'teachers': teachers}, tmp_path / 'student')
+  many = {'name': 'mlp', 'hidden': [8, 6], 'sharing': {'name': 'branched', 'stage': 'layer2'}}
+  transferlab.run(config.resolved(settings(data, network=many)), tmp_path / 'many')
+  with pytest.raises(UserError, match="those of several tasks with 'branched' sharing"):
+    teachers = {'run': {'weights': str(tmp_path / 'many')}}
+    prepare(config.validate(Run, {**plain, 'target': target, 'objective': terms, 'teachers': teachers}))
+
+
+def test_the_first_task_that_counts_says_by_what_is_chosen(data):
+  target = {'data': {'name': f'npz:{data}', 'label': ['size', 'kind'], 'auxiliary': ['size'], 'validation': 0.2}}
+  assert prepare(settings(data, target=target)).select_metric() == 'accuracy'
+  with pytest.raises(UserError, match="metric of a classification task 'mean_squared_error'"):
+    prepare(settings(data, target=target, evaluation={'select': 'mean_squared_error'}))

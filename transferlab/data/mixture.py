@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from transferlab import config
 from transferlab.data import labels
 from transferlab.data.columns import joined
 from transferlab.data.examples import Examples, Info, matched
@@ -36,7 +37,7 @@ def mixed(parts: Parts, mixing: Mixing) -> tuple[Examples, dict[str, np.ndarray]
     {name: own.info for name, own in examples.items()}, {n: o.arrays['x'].shape for n, o in examples.items()}
   )
   common = mixing.heads == 'common'
-  tasks, label = _common(examples) if common else _separate(examples)
+  info, label, tasks = (*_common(examples), {}) if common else (None, *reversed(_separate(examples)))
   starts = np.cumsum([0, *map(len, examples.values())])
   firsts = np.cumsum([0, *(int(own.arrays['id'].max()) + 1 for own in examples.values())])
   splits: dict[str, list[np.ndarray]] = {}
@@ -52,8 +53,7 @@ def mixed(parts: Parts, mixing: Mixing) -> tuple[Examples, dict[str, np.ndarray]
   }
   origin = '; '.join(f'{name}: {own.info.origin}' for name, own in examples.items())
   notes = tuple(f'{name}: {note}' for name, own in examples.items() for note in own.info.notes)
-  info = next(iter(examples.values())).info if common else next(iter(tasks.values()))
-  info = dataclasses.replace(info, origin=origin, file=None, notes=notes, tasks={} if common else tasks)
+  info = dataclasses.replace(info or next(iter(tasks.values())), origin=origin, file=None, notes=notes, tasks=tasks)
   groups = np.repeat(np.arange(len(examples)), [len(own) for own in examples.values()])
   order = ('train', 'validation', 'test')  # and what is measured beside them
   named = [*(name for name in order if name in splits), *(name for name in splits if name not in order)]
@@ -75,14 +75,12 @@ def _same_inputs(infos: Mapping[str, Info], shapes: Mapping[str, tuple[int, ...]
         raise UserError(f'mixture: inputs of {first!r} {what} {one}, those of {name!r} {other}{way}')
 
 
-def _common(examples: Mapping[str, Examples]) -> tuple[dict[str, Info], np.ndarray]:
-  """One label for all, in the numbers of the first set that has labels."""
+def _common(examples: Mapping[str, Examples]) -> tuple[Info, np.ndarray]:
+  """One label for all, in the numbers of the set with the most classes."""
   known = {name: own for name, own in examples.items() if own.info.outputs}
-  first = next(iter(known), None)
+  first = max(known, key=lambda name: known[name].info.outputs, default=None)  # of equal ones the first
   if first is None:
     raise UserError('mixture: no set has labels')
-  if first != next(iter(examples)):
-    raise UserError(f'mixture: the first set gives classes or targets; nearest: {first!r} first')
   info, found = known[first].info, []
   for name, own in examples.items():
     label = own.arrays['label']
@@ -92,7 +90,7 @@ def _common(examples: Mapping[str, Examples]) -> tuple[dict[str, Info], np.ndarr
       found.append(matched(label, own.info, info, f'mixture: {name}'))
     else:
       found.append(_absent(known[first].arrays['label'], len(own)))
-  return {}, np.concatenate(found)
+  return info, np.concatenate(found)
 
 
 def _separate(examples: Mapping[str, Examples]) -> tuple[dict[str, Info], dict[str, np.ndarray]]:
@@ -140,5 +138,9 @@ def quotas(sizes: Mapping[str, int], mixing: Mixing) -> tuple[int, ...]:
     rates = np.array(list(sizes.values()), np.float64) ** (1 / mixing.temperature)
   rates /= rates.sum()
   total = sum(sizes.values()) if mixing.epoch is None else sizes[mixing.epoch] / rates[list(sizes).index(mixing.epoch)]
-  counts = np.maximum(1, np.rint(total * rates)).astype(int)
-  return tuple(counts.tolist())
+  counts = np.maximum(1, np.rint(total * rates))
+  if counts.sum() > config.LARGEST:
+    raise UserError(
+      f'data.mixing: an epoch would hold {counts.sum():,.0f} examples; give epoch to a set that is drawn more'
+    )
+  return tuple(counts.astype(int).tolist())

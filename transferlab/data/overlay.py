@@ -11,6 +11,8 @@ from transferlab.data.examples import Examples
 from transferlab.errors import UserError
 
 TASKS = ('left', 'right')
+SPLITS = ('train', 'validation', 'test')
+OVERLAY = 1000  # what a random order is for; splits.py has small numbers
 
 
 class Overlay(Schema):
@@ -25,8 +27,8 @@ class Overlay(Schema):
 def overlaid(examples: Examples, splits: Mapping[str, np.ndarray], overlay: Overlay, seed: int, name: str) -> Examples:
   """The examples as pairs, labelled 'left' (their own class) and 'right' (that of the other).
 
-  The other image is one of the same split: each is the other one once, in an order drawn by the seed. So the sets stay
-  the same for all runs, and no test image is seen in training. The construction is Sabour et al.'s 2017 (MultiMNIST) in
+  The other image is one of the same split: each is the other one once, in an order drawn by the seed. So equal splits
+  give equal pairs, and no test image is seen in training. The construction is Sabour et al.'s 2017 (MultiMNIST) in
   the form of Sener and Koltun 2018, where digits lie in opposite corners.
 
   Args:
@@ -43,8 +45,9 @@ def overlaid(examples: Examples, splits: Mapping[str, np.ndarray], overlay: Over
   if overlay.canvas < side:
     raise UserError(f'data.overlay.canvas: {overlay.canvas} pixels, and the images of {name} have {side}')
   other = np.arange(len(examples))
-  for number, rows in enumerate(splits.values()):
-    other[rows] = rows[np.random.default_rng([seed, number]).permutation(len(rows))]
+  for name_of, rows in splits.items():
+    drawn = np.random.default_rng([seed, OVERLAY, SPLITS.index(name_of)])
+    other[rows] = rows[drawn.permutation(len(rows))]
   values = np.asarray(x)
   canvas = np.full((len(values), overlay.canvas, overlay.canvas, values.shape[3]), info.low, values.dtype)
   canvas[:, :side, :side] = values

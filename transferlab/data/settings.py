@@ -258,6 +258,10 @@ class Data(Schema):
       raise ValueError('labelled=False: shots and balanced sampling draw by label; nearest: fraction')
     if self.keep_labels is not None and (not self.labelled or self.sampling == 'balanced'):
       raise ValueError('keep_labels leaves labels out: neither with labelled=False nor with balanced sampling')
+    if self.unlabelled == 'keep' and self.sampling == 'balanced':
+      raise ValueError("unlabelled='keep': balanced sampling draws by label; nearest: sampling='uniform'")
+    if self.unlabelled == 'keep' and (self.classes is not None or self.train_classes is not None):
+      raise ValueError("unlabelled='keep': classes and train_classes choose by label, and leave no example without one")
     if self.statistics is not None and self.standardize:
       raise ValueError('statistics and standardize exclude each other: give one of them')
     if self.classes is not None and self.relabel and len(self.classes) < 2:
@@ -271,6 +275,8 @@ class Data(Schema):
   def _check_mixture(self) -> None:
     if (self.name == MIXTURE) != bool(self.sets):
       raise ValueError("sets is for the name 'mixture', and that name needs sets")
+    if not self.sets and self.mixing != Mixing():
+      raise ValueError("mixing is for the name 'mixture'")
     own = self._chosen() - {'name', 'sets', *FED}
     if self.sets and own:
       raise ValueError(f'{", ".join(sorted(own))}: each set of a mixture says this for itself')

@@ -175,6 +175,7 @@ def _load(data: Data, seed: int, stamp: Any) -> Loaded:
   indices = selection.split(data, examples, seed if data.seed is None else data.seed)
   if data.overlay is not None:
     examples = overlaid(examples, indices, data.overlay, data.split_seed, data.name)
+    _check_fed(data, examples)
   examples = _with_labels_kept(data, examples, indices['train'], seed if data.seed is None else data.seed)
   return _loaded(data, examples, indices, contents, gaps=_has_gaps(raw))
 
@@ -269,7 +270,8 @@ def _check_fed(data: Data, examples: Examples) -> None:
   """Refuses what is for images where there are none, or not of these images."""
   x = examples.arrays['x']
   if examples.info.kind == 'image':
-    check(data.augment, x.shape[1:])
+    if data.overlay is None or examples.info.tasks:  # of what is laid over others the size is not known yet
+      check(data.augment, x.shape[1:])
     preprocessing.check_statistics(data.statistics, x.shape[-1])
     return
   for name in ('rotation', 'contrast', 'augment', 'statistics'):

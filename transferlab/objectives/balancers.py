@@ -51,8 +51,9 @@ class Tasks:
 
   Attributes:
     kinds: 'classification', 'binary' or 'regression' of each task, by name, in order.
-    losses: [tasks], each the weighted sum of the task's terms; 0 where a batch has none of its labels.
+    losses: [tasks], each the weighted sum of the task's terms; 0 for a task that is not present.
     key: of the step.
+    present: [tasks], 0 for a task of which the batch has no label (or no term at all): its loss says nothing.
     gradients: [tasks, n], of the losses, flattened; None where losses are balanced.
     representation: [batch, …], that these are the gradients of, where it is not parameters, and is one array.
   """
@@ -60,6 +61,7 @@ class Tasks:
   kinds: Mapping[str, str]
   losses: Float[Array, ' tasks']
   key: Array
+  present: Float[Array, ' tasks']
   gradients: Any = None
   representation: Any = None
 
@@ -119,7 +121,12 @@ def equal(*, diagnose: bool = False) -> Balancer:
 
 def random_weights() -> Balancer:
   """Weights with sum 1, drawn anew for each step (Lin et al. 2022, RLW): see loss_weights.random_weights."""
-  return _weighing_losses(lambda tasks: loss_weights.random_weights(tasks.key, len(tasks.losses)))
+
+  def weights(tasks: Tasks) -> Array:
+    drawn = tasks.present * loss_weights.random_weights(tasks.key, len(tasks.losses))
+    return drawn / jnp.maximum(drawn.sum(), jnp.finfo(drawn.dtype).tiny)
+
+  return _weighing_losses(weights)
 
 
 def uncertainty() -> Balancer:
@@ -130,7 +137,7 @@ def uncertainty() -> Balancer:
 
   def apply(tasks: Tasks, own: dict) -> tuple[Array, dict, dict]:
     regression = jnp.array([kind == 'regression' for kind in tasks.kinds.values()])
-    variances = own['params']['log_variances']
+    variances = jnp.where(tasks.present > 0, own['params']['log_variances'], 0)
     loss = loss_weights.uncertainty(tasks.losses, variances, regression)
     return loss, tasks.named(jnp.exp(-variances), 'weight'), {}
 
@@ -147,18 +154,22 @@ def dynamic_weight_average(*, temperature: Temperature = 2.0, every: Positive = 
 
   def init(kinds: Mapping[str, str]) -> dict:
     zeros = jnp.zeros(len(kinds))
-    return {'params': {}, 'stats': {'sum': zeros, 'steps': jnp.zeros(()), 'previous': zeros, 'before': zeros}}
+    stats = {'sum': zeros, 'seen': zeros, 'steps': jnp.zeros(()), 'previous': zeros, 'before': zeros}
+    return {'params': {}, 'stats': stats}
 
   def apply(tasks: Tasks, own: dict) -> tuple[Array, dict, dict]:
     stats = own['stats']
     weights = loss_weights.dynamic_weight_average(stats['previous'], stats['before'], temperature)
     total, steps = stats['sum'] + jax.lax.stop_gradient(tasks.losses), stats['steps'] + 1
+    seen = stats['seen'] + tasks.present
     over = steps >= every
+    moved = over & (seen > 0)
     new = {
       'sum': jnp.where(over, 0, total),
+      'seen': jnp.where(over, 0, seen),
       'steps': jnp.where(over, 0, steps),
-      'previous': jnp.where(over, total / steps, stats['previous']),
-      'before': jnp.where(over, stats['previous'], stats['before']),
+      'previous': jnp.where(moved, total / jnp.maximum(seen, 1), stats['previous']),
+      'before': jnp.where(moved, stats['previous'], stats['before']),
     }
     return (weights * tasks.losses).sum(), tasks.named(weights, 'weight'), new
 
@@ -166,8 +177,15 @@ def dynamic_weight_average(*, temperature: Temperature = 2.0, every: Positive = 
 
 
 def geometric_mean() -> Balancer:
-  """(Π L_i)^(1/k) (Chennupati et al. 2019, GLS): see loss_weights.geometric_mean."""
-  return Balancer('losses', lambda tasks, own: (loss_weights.geometric_mean(tasks.losses), {}, {}))
+  """(Π L_i)^(1/k) of the k tasks present (Chennupati et al. 2019, GLS): see loss_weights.geometric_mean."""
+
+  def apply(tasks: Tasks, own: dict) -> tuple[Array, dict, dict]:
+    del own
+    count = tasks.present.sum()
+    mean = loss_weights.geometric_mean(jnp.where(tasks.present > 0, tasks.losses, 1))
+    return jnp.where(count > 0, mean ** (len(tasks.losses) / jnp.maximum(count, 1)), 0), {}, {}
+
+  return Balancer('losses', apply)
 
 
 def famo(*, gamma: Rate = 0.01, rate: Rate = 0.025) -> Balancer:
@@ -187,11 +205,14 @@ def famo(*, gamma: Rate = 0.01, rate: Rate = 0.025) -> Balancer:
 
   def apply(tasks: Tasks, own: dict) -> tuple[Array, dict, dict]:
     logits, before, now = own['stats']['logits'], own['stats']['losses'], jax.lax.stop_gradient(tasks.losses)
-    known = (before > 0) & (now > 0)  # not in the first step, nor where a batch has no label of the task
+    present = tasks.present > 0
+    known = (before > 0) & present  # not in the first step
     after = jnp.where(known, now, before)
-    logits = jnp.where(known.any(), logits - rate * loss_weights.famo_gradient(logits, before, after, gamma), logits)
-    weights = loss_weights.famo_weights(logits, now)
-    new = {'logits': logits, 'losses': jnp.where(now > 0, now, before)}
+    slope = loss_weights.famo_gradient(logits, before, after, gamma)
+    logits = jnp.where(known, logits - rate * slope, logits)
+    parts = loss_weights.famo_weights(jnp.where(present | ~present.any(), logits, -jnp.inf), now)
+    weights = jnp.where(present, parts, 0)
+    new = {'logits': logits, 'losses': jnp.where(present, now, before)}
     return (weights * tasks.losses).sum(), tasks.named(weights, 'weight'), new
 
   return Balancer('losses', apply, init)
@@ -220,6 +241,7 @@ def gradnorm(*, alpha: Rate = 1.5, rate: Rate = 0.025, level: Level = 'represent
   """Weights that keep the lengths of gradients in step with training (Chen et al. 2018): see loss_weights.gradnorm.
 
   The paper's gradients are those of the last shared layer's weights; here of what that layer gives, or of all shared.
+  Weights move in steps in which all tasks are present.
 
   Args:
     alpha: how strongly tasks that train slower are favoured.
@@ -236,7 +258,8 @@ def gradnorm(*, alpha: Rate = 1.5, rate: Rate = 0.025, level: Level = 'represent
     slope = jax.grad(loss_weights.gradnorm, argnums=3)(
       balancing.norms(tasks.gradients), tasks.losses, initial, weights, alpha
     )
-    new = {'weights': loss_weights.renormalize(weights - rate * slope), 'initial': initial}
+    moved = jnp.where(tasks.present.all(), loss_weights.renormalize(weights - rate * slope), weights)
+    new = {'weights': moved, 'initial': initial}
     return balancing.combine(weights, tasks.gradients), tasks.named(weights, 'weight'), new
 
   return Balancer(level, apply, init)

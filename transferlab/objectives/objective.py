@@ -238,11 +238,6 @@ class Objective:
   kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
-  def owners(self) -> list[str]:
-    """The names under which there may be parameters of terms."""
-    return [*self.terms, *([balancers.NAME] if self.balancer is not None else [])]
-
-  @property
   def asked(self) -> list[str]:
     """The networks whose outputs the terms look at: the source's, and teachers'."""
     source = [SOURCE] if 'source_outputs' in self.needs else []
@@ -269,6 +264,8 @@ class Objective:
         looked = dataclasses.replace(looked, mask=looked.mask & looked.known)
       loss, measured, state = term.apply(looked, mine)
       losses[name] = _of_known(loss, looked.known) if masked else loss
+      if masked:
+        measured = {key: _of_known(value, looked.known) for key, value in measured.items()}
       metrics.update({f'{name}/{key}': value for key, value in measured.items()})
       stats.update({name: state} if state else {})
     return losses, metrics, stats
@@ -301,7 +298,6 @@ _ARGUMENTS: dict[str, Callable[[View], Any]] = {
 }
 
 
-# Of these, what has to be made or declared.
 _NEEDED = {
   'teacher_logits': 'teacher_outputs',
   'targets': 'labels',

@@ -28,6 +28,7 @@ class Terms(NamedTuple):
     values: of each term, weighted: their sum is the loss.
     metrics, stats, term_stats: what is logged; the network's moved statistics; the terms' state.
     own: the balancer's parameters and state.
+    present: [tasks], 0 where the batch has no label that a term of the task needs.
     representation: what the last shared stage gives, where it is asked for.
   """
 
@@ -36,6 +37,7 @@ class Terms(NamedTuple):
   stats: Any
   term_stats: dict[str, Any]
   own: dict[str, Any]
+  present: Any = None
   representation: Any = None
 
 
@@ -64,7 +66,7 @@ def gradients(
     if balancer is None:
       return jnp.asarray(sum(seen.values.values())), (seen.metrics, seen.stats, seen.term_stats)
     losses, rest = by_task(objective, seen.values)
-    combined, metrics, own = balancer.apply(Tasks(objective.kinds, losses, key), seen.own)
+    combined, metrics, own = balancer.apply(Tasks(objective.kinds, losses, key, seen.present), seen.own)
     return combined + rest, (seen.metrics | _named(metrics), seen.stats, seen.term_stats | _state(own))
 
   (value, aux), slope = jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -112,7 +114,9 @@ def _balanced(
   of_shared = lambda tree: partition.split(tree, shared)[0]
   rows = [ravel_pytree(own[1] if inside else of_shared(own[0])) for own in pulled]
   matrix, unravel = jnp.stack([row for row, _ in rows]), rows[0][1]
-  given = Tasks(objective.kinds, losses, key, matrix, value if inside and isinstance(value, jax.Array) else None)
+  given = Tasks(
+    objective.kinds, losses, key, seen.present, matrix, value if inside and isinstance(value, jax.Array) else None
+  )
   combined, metrics, own = balancer.apply(given, seen.own)
   if inside:
     common, specific = pull((none, whole, unravel(combined)))[0], pull((jnp.ones_like(losses), whole, nothing))[0]

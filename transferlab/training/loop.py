@@ -107,7 +107,7 @@ class Loop:
       member.seed,
       list(asked.values()),
       given,
-      member.order.count,
+      member.order.examples,
     )
 
   def _restored(self, variables: Variables) -> tuple[Variables, Any, Any]:

@@ -171,7 +171,7 @@ def stretches(
     specs.append(term_specs(given, info, place))
   _check_same_terms(specs, where)
   if couples(augment):
-    _check_mixing(specs, info, where, gaps)
+    _check_mixing(specs, info, where, gaps if labelled else frozenset())
   teachers = tuple(name for name in others if name != SOURCE)
   if balancing is not None and not info.tasks:
     raise UserError(f'{where}.balancing: {balancing.name!r} balances several tasks, and these data have one')
@@ -274,7 +274,7 @@ def _method(
 ) -> tuple[Method, dict[str, float], frozenset[str]]:
   shapes = network.shapes()
   leaves = [*paths.flatten(shapes['params']), *paths.flatten(own)]
-  trainable = partition.trainable_paths(phase, leaves, network.stages, objective.owners, where)
+  trainable = partition.trainable_paths(phase, leaves, network.stages, [*objective.terms, balancers.NAME], where)
   if objective.balancer is not None and objective.balancer.level != 'losses':
     objective = _balancing_shared(network, objective, trainable, where)
   rates = partition.leaf_rates(phase, trainable, leaves, network.stages, where)

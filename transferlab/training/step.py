@@ -22,7 +22,7 @@ from transferlab.objectives.objective import Objective, SourceHead
 from transferlab.training import averaging, balanced, optimizer, partition, transforms
 from transferlab.training.balanced import Terms
 from transferlab.training.transforms import Transformation
-from transferlab.training.views import view_of
+from transferlab.training.views import known_labels, view_of
 
 State = dict[str, Any]
 Constants = dict[str, Any]
@@ -217,7 +217,19 @@ def _terms(
     name: _weight(method.objective, name, progress) * constants['weights'][name] * means[name] for name in values
   }
   mine = {'params': own['params'].get(balancers.NAME, {}), 'stats': own['stats'].get(balancers.NAME, {})}
-  return Terms(weighted, means, stats, term_stats, mine, representation)
+  present = None if method.objective.balancer is None else _present(method, batch)
+  return Terms(weighted, means, stats, term_stats, mine, present, representation)
+
+
+def _present(method: Method, batch: Batch) -> Array:
+  """[tasks], 1 for those of which some term has something to look at in this batch."""
+  objective, found = method.objective, []
+  for task in objective.kinds:
+    terms = [term for name, term in objective.terms.items() if objective.tasks[name] == task]
+    bound = task in method.gaps and all('labels' in term.needs for term in terms)
+    there = (known_labels(batch['label'][task]) & batch['mask']).any() if bound and terms else bool(terms)
+    found.append(jnp.asarray(there, jnp.float32))
+  return jnp.stack(found)
 
 
 def _run(method: Method, run: Callable[..., Any], inputs: Any, mask: Array, offset: Any) -> tuple[dict, dict, Any]:
