@@ -5,7 +5,7 @@ python -m transferlab.main --config=experiments/digit_mixtures.py
 10, 50 and 500 labels of USPS, and 5,500 images of MNIST brought to 16 x 16 pixels. Mixtures draw both sets alike, or by
 their sizes. Every row trains a small convnet for 1,000 steps of 64 images; 200 images of USPS choose the rate and the
 step. The table shows the accuracy on USPS' test images. Data: tfds:mnist; USPS as an npz file of its 11,000 images (S.
-Roweis's usps_all) in usps.npz, another with --config.base.target.data.sets.usps.name=npz:FILE. Not measured yet.
+Roweis's usps_all) in data/usps.npz, another with --config.base.target.data.sets.usps.name=npz:FILE. Not measured yet.
 """
 
 import ml_collections
@@ -14,7 +14,7 @@ import ml_collections
 def get_config(arg: str = ''):
   """Four rows for each number of labels; 'smoke': a run of seconds."""
   smoke = arg == 'smoke'
-  usps = dict(name='npz:usps.npz', inputs='image', test=0.2, validation=20)
+  usps = dict(name='npz:data/usps.npz', inputs='image', test=0.2, validation=20)
   mnist = dict(name='tfds:mnist', resize=dict(size=16), fraction=0.01 if smoke else 0.1)
   phase = dict(steps=4 if smoke else 1000, optimizer='adam', schedule=dict(name='cosine'), learning_rate=1e-3)
 

@@ -52,6 +52,7 @@ STAND_INS = {
   'tfds:cifar10': 'tfds:cifar10_jpeg',
   'folder:data/hymenoptera_data': f'folder:{DATA}/images/hymenoptera',
   'folder:data/cats_and_dogs_filtered': f'folder:{DATA}/images/hymenoptera',
+  'npz:data/usps.npz': f'npz:{DATA}/images/usps.npz',
   'weights/mobilenet_2_5_224_tf.h5': f'{DATA}/weights/mobilenet_v1_025_224.safetensors',
   'weights/resnet20-12fca82f.th': f'{DATA}/weights/cifar10_resnet20.th',
   'weights/squeezenet_v1.1_weights_tf_dim_ordering_tf_kernels_notop.h5': f'{DATA}/weights/squeezenet_v1_1_notop.h5',

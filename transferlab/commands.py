@@ -246,11 +246,11 @@ def _data_lines(prepared: Prepared) -> list[str]:
   tasks = [f'{name} {info.task}, {info.outputs} outputs'.strip() for name, info in own.items()]
   used = loaded.labels.get('tasks') or {'': loaded.labels}
   counts = [f'{name} {count["train"] + count.get("validation", 0)}'.strip() for name, count in used.items()]
-  drawn = [f'an epoch draws {", ".join(map(str, loaded.quotas))} of {", ".join(data.sets)}'] if loaded.quotas else []
+  drawn = [f'{count} of {name}' for count, name in zip(loaded.quotas, sorted(data.sets))]
   return [
     f'{data.name} ({loaded.info.origin}): {"; ".join(tasks)}, inputs {shape}',
     f'{sizes}; labels used: {", ".join(counts)}',
-    *drawn,
+    *([f'an epoch draws {", ".join(drawn)}'] if drawn else []),
     *loaded.info.notes,
   ]
 

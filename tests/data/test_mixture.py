@@ -144,7 +144,7 @@ def test_images_that_are_read_later_join_those_in_memory(tmp_path):
   np.savez(tmp_path / 'held.npz', x=x, y=np.arange(10) % 2)
   sets = {'photos': {'name': f'folder:{tmp_path}/photos'}, 'held': {'name': f'npz:{tmp_path}/held.npz'}}
   whole = loaded(None, sets)
-  parts = [load(config.validate(Data, own), 0).examples.arrays['x'] for own in sets.values()]
+  parts = [load(config.validate(Data, own), 0).examples.arrays['x'] for _, own in sorted(sets.items())]
   np.testing.assert_array_equal(np.asarray(whole.examples.arrays['x']), np.concatenate([np.asarray(p) for p in parts]))
   some = np.array([20, 3, 11, 12, 0])
   np.testing.assert_array_equal(whole.examples.arrays['x'][some], np.asarray(whole.examples.arrays['x'])[some])

@@ -195,7 +195,10 @@ def test_a_branch_gets_gradients_of_its_own_task_only_and_the_trunk_their_sum():
 
 # ------------------------------------------------------------------------------------------------------------ the seam
 @pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize(('kind', 'per_example'), [('mlp', False), ('convnet', True), ('resnet', True)])
+@pytest.mark.parametrize(
+  ('kind', 'per_example'),
+  [('mlp', False), ('convnet', True), pytest.param('resnet', True, marks=pytest.mark.long)],
+)
 def test_slices_equal_the_whole_bit_for_bit_at_every_cut_in_training_mode(way, kind, per_example):
   """Each half is given only its own stages' variables, and returns only its own stages' statistics."""
   net, x, mask = WAYS[way](kind), _inputs(SHAPES[kind]), jnp.array([True, False, True, True])

@@ -191,7 +191,7 @@ def _built(*specs):
 
 
 def test_an_objective_says_what_its_terms_need():
-  assert _built({'term': 'cross_entropy'}).needs == {'labels'}
+  assert _built({'term': 'cross_entropy'}).needs == {'labels', 'output'}
   assert _built({'term': 'l2_sp'}).needs == {'source'}
   assert _built({'term': 'delta', 'stages': ['pool']}, {'term': 'ewc'}).needs == {'source', 'source_outputs', 'fisher'}
   assert _built({'term': 'learning_without_forgetting'}).needs == {'source_outputs', 'source_head'}

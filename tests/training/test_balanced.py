@@ -18,6 +18,8 @@ from transferlab.training import partition
 from transferlab.training import step as training_step
 
 TASKS = ['kind', 'side', 'size']
+LONG = pytest.mark.long
+STATEFUL = ['dynamic_weight_average', 'gradnorm', 'famo', 'pcgrad']
 
 
 @pytest.fixture(scope='module')
@@ -107,7 +109,7 @@ SOLVED = {
 
 
 @pytest.mark.parametrize('level', ['parameters', 'representation'])
-@pytest.mark.parametrize('name', SOLVED)
+@pytest.mark.parametrize('name', ['equal', 'mgda', *(pytest.param(n, marks=LONG) for n in [*SOLVED][2:])])
 def test_what_is_shared_moves_by_the_combined_gradient_and_heads_by_their_own(data, name, level):
   if (name, level) == ('equal', 'representation'):
     pytest.skip('the sum needs no gradients of a representation')
@@ -197,7 +199,10 @@ def test_one_forward_pass_and_as_many_backward_passes_as_the_level_needs(data):
   assert count['representation'] == pytest.approx(count['sum'], rel=0.06)
 
 
-@pytest.mark.parametrize('name', ['uncertainty', 'dynamic_weight_average', 'gradnorm', 'famo', 'gradvac', 'pcgrad'])
+@pytest.mark.parametrize(
+  'name',
+  ['uncertainty', 'gradvac', *(pytest.param(name, marks=LONG) for name in STATEFUL)],
+)
 def test_what_a_balancer_keeps_survives_a_stop(data, name, tmp_path):
   spec = {'name': name, **({'every': 3} if name == 'dynamic_weight_average' else {})}
   run = settings(data, spec)
@@ -245,7 +250,7 @@ def test_a_phase_that_trains_nothing_shared_has_nothing_to_balance(data, tmp_pat
 
 
 def test_a_batch_without_labels_of_a_task_drops_the_task(data):
-  for name in ('mgda', 'nash', 'imtl_g', 'pcgrad', 'gradnorm', 'famo', 'geometric_mean', 'graddrop'):
+  for name in ('mgda', 'nash', 'gradnorm', 'famo'):
     run = settings(data, {'name': name})
     target = run.target.model_copy(update={'data': run.target.data.model_copy(update={'keep_labels': {'side': 0.02}})})
     run = run.model_copy(update={'target': target})
@@ -298,8 +303,8 @@ def test_a_run_of_one_task_is_the_single_task_step_written_by_hand(data):
 
 @pytest.mark.parametrize('sharing', [
   {'name': 'branched', 'stage': 'layer2'},
-  {'name': 'mmoe', 'stage': 'layer2', 'experts': 3},
-  {'name': 'cross_stitch'},
+  pytest.param({'name': 'mmoe', 'stage': 'layer2', 'experts': 3}, marks=LONG),
+  pytest.param({'name': 'cross_stitch'}, marks=LONG),
 ], ids=lambda own: own['name'])  # fmt: skip
 def test_networks_that_share_in_other_ways_train_balance_and_stop(data, sharing, tmp_path):
   network = {'name': 'mlp', 'hidden': [8, 6], 'sharing': sharing}

@@ -113,9 +113,9 @@ def _remembered(data: str, seed: int, stamp: Any) -> Loaded:
 
 
 def _mixture(data: Data, seed: int) -> Loaded:
-  """The sets of a mixture, each loaded as it says, as one."""
+  """The sets of a mixture, each loaded as it says, as one; in the order of their names."""
   held = {'hold': data.hold, 'workers': data.workers}
-  parts = {name: load(own.model_copy(update=held), seed) for name, own in data.sets.items()}
+  parts = {name: load(own.model_copy(update=held), seed) for name, own in sorted(data.sets.items())}
   examples, indices, groups = mixture.mixed({n: (own.examples, own.splits) for n, own in parts.items()}, data.mixing)
   _check_fed(data, examples)
   contents = hashlib.blake2b(repr([(n, own.digest) for n, own in parts.items()]).encode(), digest_size=16).hexdigest()
