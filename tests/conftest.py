@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import transferlab
-from transferlab import config, main
+from transferlab import config, main, preparation
 from transferlab.data.augmentation import Augment
 from transferlab.data.examples import Info
 from transferlab.data.loader import Order
+from transferlab.networks import network as networks
 from transferlab.training import feature_plan, methods, phases
 from transferlab.training.feed import Held
 from transferlab.training.loop import Loop
@@ -52,8 +53,10 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
-  for known in (methods._METHODS, methods._OBJECTIVES, feature_plan._STARTING):
+  for known in (methods._METHODS, methods._OBJECTIVES, methods._UNBALANCED, feature_plan._STARTING):
     known.clear()
+  for built in (networks._BUILT, preparation._INITIAL):
+    built.clear()
 
 
 @pytest.fixture(scope='session')

@@ -14,7 +14,7 @@ from transferlab.networks.network import Network
 from transferlab.objectives import SOURCE
 from transferlab.objectives.objective import Objective
 from transferlab.training.step import TERM_START, Asked, Method, before_head, source_head
-from transferlab.training.views import view_of
+from transferlab.training.views import ByStage, view_of
 
 
 def with_terms(
@@ -87,25 +87,17 @@ def _blank(network: Network, x: Array) -> dict[str, Any]:
   }
 
 
-class _Noted(Mapping):
+class _Noted(ByStage):
   """Outputs by stage that remember which were looked at."""
 
   def __init__(self, outputs: Mapping[str, Any]):
-    self.outputs, self.read = outputs, set[str]()
+    super().__init__(outputs)
+    self.read = set[str]()
 
   def __getitem__(self, stage: str) -> Any:
     value = self.outputs[stage]
     self.read.add(stage)
     return value
-
-  def __contains__(self, stage: object) -> bool:
-    return stage in self.outputs
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self.outputs)
-
-  def __len__(self) -> int:
-    return len(self.outputs)
 
 
 def stages_read(

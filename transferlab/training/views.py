@@ -66,15 +66,14 @@ def known_labels(labels: Array) -> Array:
   return jnp.isfinite(labels).reshape(len(labels), -1).all(axis=1)
 
 
-class _OfTask(Mapping):
-  """Outputs by stage, of a stage that has a branch for each task those of one; looked up when they are asked for."""
+class ByStage(Mapping):
+  """Outputs by stage, looked up when they are asked for."""
 
-  def __init__(self, outputs: Mapping[str, Any], task: str):
-    self.outputs, self.task = outputs, task
+  def __init__(self, outputs: Mapping[str, Any]):
+    self.outputs = outputs
 
   def __getitem__(self, stage: str) -> Any:
-    value = self.outputs[stage]
-    return value[self.task] if isinstance(value, Mapping) and self.task in value else value
+    return self.outputs[stage]
 
   def __contains__(self, stage: object) -> bool:
     return stage in self.outputs
@@ -84,3 +83,15 @@ class _OfTask(Mapping):
 
   def __len__(self) -> int:
     return len(self.outputs)
+
+
+class _OfTask(ByStage):
+  """Of a stage that has a branch for each task, the output of one."""
+
+  def __init__(self, outputs: Mapping[str, Any], task: str):
+    super().__init__(outputs)
+    self.task = task
+
+  def __getitem__(self, stage: str) -> Any:
+    value = self.outputs[stage]
+    return value[self.task] if isinstance(value, Mapping) and self.task in value else value
