@@ -1,5 +1,6 @@
 """What several test files share: a few steps of real training on arrays, without files or command line."""
 
+import contextlib
 import os
 from types import SimpleNamespace
 
@@ -50,9 +51,22 @@ def quick_compilation():
 
   Steps that were compiled so are forgotten: other files compare the bits of those that they compile themselves.
   """
-  jax.config.update('jax_disable_most_optimizations', True)
+  with _optimizing(False):
+    yield
+
+
+@contextlib.contextmanager
+def _optimizing(on):
+  """Compiles with or without optimising, and keeps nothing that was compiled otherwise, on either side of it."""
+  before = jax.config.values['jax_disable_most_optimizations']
+  _forget_what_is_compiled()
+  jax.config.update('jax_disable_most_optimizations', not on)
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_disable_most_optimizations', before)
+  _forget_what_is_compiled()
+
+
+def _forget_what_is_compiled():
   for known in (methods._METHODS, methods._OBJECTIVES, methods._UNBALANCED, feature_plan._STARTING):
     known.clear()
   for built in (networks._BUILT, preparation._INITIAL):
@@ -99,9 +113,10 @@ def tiny():
 
 @pytest.fixture(scope='session')
 def trained(tiny, tmp_path_factory):
-  """The folder of a finished `tiny` run."""
+  """The folder of a finished `tiny` run, optimised as a user's is, whichever file asks for it first."""
   folder = tmp_path_factory.mktemp('trained') / 'run'
-  transferlab.run(tiny(), folder)
+  with _optimizing(True):
+    transferlab.run(tiny(), folder)
   return folder
 
 
