@@ -1,6 +1,5 @@
 """What several test files share: a few steps of real training on arrays, without files or command line."""
 
-import contextlib
 import os
 from types import SimpleNamespace
 
@@ -46,27 +45,15 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
 
 
 @pytest.fixture(scope='module')
-def quick_compilation():
+def quick_compilation(trained):
   """For files of many small functions that run once: optimising them takes longer than running them.
 
-  Steps that were compiled so are forgotten: other files compare the bits of those that they compile themselves.
+  Steps that were compiled so are forgotten: other files compare the bits of those that they compile themselves. For the
+  same reason the run that files share is trained before.
   """
-  with _optimizing(False):
-    yield
-
-
-@contextlib.contextmanager
-def _optimizing(on):
-  """Compiles with or without optimising, and keeps nothing that was compiled otherwise, on either side of it."""
-  before = jax.config.values['jax_disable_most_optimizations']
-  _forget_what_is_compiled()
-  jax.config.update('jax_disable_most_optimizations', not on)
+  jax.config.update('jax_disable_most_optimizations', True)
   yield
-  jax.config.update('jax_disable_most_optimizations', before)
-  _forget_what_is_compiled()
-
-
-def _forget_what_is_compiled():
+  jax.config.update('jax_disable_most_optimizations', False)
   for known in (methods._METHODS, methods._OBJECTIVES, methods._UNBALANCED, feature_plan._STARTING):
     known.clear()
   for built in (networks._BUILT, preparation._INITIAL):
@@ -113,10 +100,9 @@ def tiny():
 
 @pytest.fixture(scope='session')
 def trained(tiny, tmp_path_factory):
-  """The folder of a finished `tiny` run, optimised as a user's is, whichever file asks for it first."""
+  """The folder of a finished `tiny` run."""
   folder = tmp_path_factory.mktemp('trained') / 'run'
-  with _optimizing(True):
-    transferlab.run(tiny(), folder)
+  transferlab.run(tiny(), folder)
   return folder
 
 
