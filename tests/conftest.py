@@ -25,6 +25,9 @@ from transferlab.training.loop import Loop
 from transferlab.training.phases import Phase
 from transferlab.training.state import Cadence, Member
 
+# As in every command: what compiled once, in whatever test or process, is read from the disk by the others.
+main.setup()
+
 # Started first, so that no long file is left over for one worker when the others are done.
 LONGEST = ['test_devices', 'test_kill', 'test_schedules', 'test_teachers', 'test_feature_cache', 'test_source_network']
 LONGEST += ['test_resume', 'test_memory', 'test_real_data', 'test_peers', 'test_pretrained', 'test_export']

@@ -96,7 +96,13 @@ def _trained(settings, place):
   return results['last']['test'], len(lines) - 1
 
 
-@pytest.mark.parametrize('name', CLASSES)
+# Reading all their files takes a while.
+LARGE = ('CIFAR-10', 'IMDB')
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.long if name in LARGE else ()) for name in CLASSES]
+)
 def test_data_sets_of_classes_hold_what_is_known_of_them_and_train(name, tmp_path):
   data, network, known = CLASSES[name]
   settings, (train, test) = _settings(data, network), known()

@@ -99,9 +99,10 @@ CASES = {
     [8],
   ),
 }
+LONG = ('at the end of the last phase', 'with all that augments')
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [pytest.param(c, marks=pytest.mark.long if c in LONG else ()) for c in CASES])
 def test_a_stop_changes_nothing(case, tmp_path, undisturbed):
   run, at = CASES[case]
   stopped(run, tmp_path / 'run', *at)

@@ -418,6 +418,7 @@ def measure():
   print(json.dumps(found))
 
 
+@pytest.mark.long
 def test_losses_are_the_same_on_any_devices():
   """Nine examples on two devices are ten rows, one of them padding; mixout draws once for the whole step."""
   here = Path(__file__)

@@ -140,7 +140,7 @@ CASES = {
 }
 
 
-LONG = ('answers', 'padded batches', 'two views')  # others hold what these show, and more
+LONG = ('answers', 'padded batches', 'two views', 'a memory of all examples')  # others hold what these show, and more
 
 
 @pytest.mark.parametrize('case', [pytest.param(c, marks=pytest.mark.long if c in LONG else ()) for c in CASES])

@@ -195,16 +195,18 @@ def measure(what):
       print(json.dumps(measured_outputs(place)))
       return
     found = {}
-    if what != 'edges':
+    if what in ('plain', 'full'):
       options, single, double = (FULL, MODES, MODES) if what == 'full' else (PLAIN, ENDS, SOME)
       found['float32'] = measured_losses(place, False, single, **options)
       jax.config.update('jax_enable_x64', True)
       found['float64'] = measured_losses(place, True, double, **options)
-    else:
+    elif what == 'edges':
       jax.config.update('jax_enable_x64', True)
       # Of 16 rows 9 are real, so three of 8 devices have none; 103 examples leave a last batch of 4.
       found['few'] = measured_losses(place, True, ENDS, 13, **SMALL)
       found['padding'] = measured_steps(place)
+    else:
+      jax.config.update('jax_enable_x64', True)
       found['each'] = measured_losses(place, True, ENDS, 3, **SMALL, augment=EACH)
       found['pairs'] = measured_losses(place, True, WHOLE, 3, **SMALL, augment=PAIRS)
     print(json.dumps(found))
@@ -251,14 +253,16 @@ def test_devices_without_a_real_example_and_padded_last_batches_change_nothing()
   assert difference(losses['mapped 8'], losses['held 1']) < 1e-9
 
 
+@pytest.mark.long
 def test_what_changes_images_one_by_one_draws_the_same_on_any_devices():
-  losses = results('edges')['each']
+  losses = results('images')['each']
   assert difference(losses['mapped 8'], losses['held 1']) < 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('mode', [f'{kind} {count}' for kind, count in WHOLE[1:]])
 def test_images_are_mixed_with_the_same_others_on_any_devices_and_never_with_padding(mode):
-  losses = results('edges')['pairs']
+  losses = results('images')['pairs']
   assert difference(losses[mode], losses['held 1']) < 1e-9
 
 
@@ -279,6 +283,7 @@ def test_evaluation_counts_every_example_once_on_any_devices_and_batch_size(batc
   assert (logits.argmax(1) == labels).sum() == (whole.argmax(1) == labels).sum()
 
 
+@pytest.mark.long
 def test_a_run_goes_on_on_other_devices():
   """Bit for bit it need not be; what was frozen, selected or averaged has to come along."""
   still, moving = (results('moves')[name] for name in ('still', 'moving'))
