@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('experiments/*.py')])
 WORDS = ('tfds:', 'TRANSFERLAB_DATA', 'folder:data/', 'weights/')
 FETCHED = [file for file in SHIPPED if any(word in file.read_text() for word in WORDS)]
-# Data that have to be fetched are read for every mutant: those take minutes.
-QUICK_FIRST = [pytest.param(file, marks=pytest.mark.long) if file in FETCHED else file for file in SHIPPED]
+# Data that have to be fetched are read for every mutant, experiments expanded into their cells: those take minutes.
+SLOW = {*FETCHED, *ROOT.glob('experiments/*.py')}
+QUICK_FIRST = [pytest.param(file, marks=pytest.mark.long) if file in SLOW else file for file in SHIPPED]
 REMOVED = object()
 WRONG_TYPES = {str: 7, list: {'seven': 7}}  # all else becomes a string
 VALUES = {

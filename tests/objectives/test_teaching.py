@@ -115,7 +115,10 @@ def test_losses_of_several_stages_add_up():
   np.testing.assert_allclose(both, sum(each), rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['similarity_preserving', 'relational', 'pkt', 'dist', 'contrastive'])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ('similarity_preserving', 'pkt', 'dist')]
+
+
+@pytest.mark.parametrize('name', ['relational', 'contrastive', *LONG])
 def test_padding_changes_no_loss_that_couples_examples(name):
   """Two rows of padding, whatever they hold; the memory of `contrastive` does not see them."""
   options = {'dist': {}, 'contrastive': {'stage': 'pool', 'negatives': 8}}.get(name, {'stages': ['pool']})

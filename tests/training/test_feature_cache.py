@@ -55,7 +55,7 @@ def assert_close(one, other):
   'phases, data',
   [
     ([HEAD, TOP], {}),
-    ([TOP], {'augment': {'shift': 1, 'flip': True, 'views': 3}}),
+    pytest.param([TOP], {'augment': {'shift': 1, 'flip': True, 'views': 3}}, marks=pytest.mark.long),
     ([HEAD], {'last_batch': 'pad', 'batch_size': 14}),
   ],
   ids=['head, then top', 'three views', 'padded batches'],

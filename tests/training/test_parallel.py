@@ -48,7 +48,7 @@ def _trained(member, streamed):
   return fitted.last
 
 
-@pytest.mark.parametrize('streamed', [False, True])
+@pytest.mark.parametrize('streamed', [False, pytest.param(True, marks=pytest.mark.long)])
 def test_steps_called_one_by_one_are_those_of_the_compiled_loop(member, monkeypatch, streamed):
   looped = _trained(member, streamed)
   monkeypatch.setattr(parallel, 'MANY', 0)

@@ -142,7 +142,8 @@ def test_other_families_of_torchvision_are_taken_for_none_of_these(name):
 
 # -------------------------------------------------------------------------------------------------- Keras' models
 @pytest.mark.parametrize(
-  ('shape', 'alpha', 'depthwise'), [((64, 64, 3), 0.25, 'kernel'), ((75, 61, 3), 0.35, 'depthwise_kernel')]
+  ('shape', 'alpha', 'depthwise'),
+  [pytest.param((64, 64, 3), 0.25, 'kernel', marks=pytest.mark.long), ((75, 61, 3), 0.35, 'depthwise_kernel')],
 )
 def test_mobilenet_gives_what_keras_gives_at_odd_sides_too(shape, alpha, depthwise):
   model = peers.keras().applications.MobileNet(shape, alpha, weights=None, classes=7, classifier_activation=None)
