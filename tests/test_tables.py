@@ -339,6 +339,11 @@ def test_delta_m_is_the_mean_relative_difference_to_networks_of_one_task():
     assert found['both'].delta_m == pytest.approx(np.mean(each), abs=1e-9)
     assert found['alone left'].delta_m is None
     assert cells(summary, 'both')['Δm'].startswith(f'{np.mean(each):+.2f} %')
+    helped = [100 * sign * (0.81 - 0.90) / 0.90, 100 * sign * (0.84 - 0.80) / 0.80]
+    low, high = scipy.stats.t.interval(0.95, 1, np.mean(helped), scipy.stats.sem(helped))
+    assert cells(summary, 'both')['Δ left'] == f'{np.mean(helped):+.2f} % ± {(high - low) / 2:.2f}'
+    assert cells(summary, 'both')['Δ right'].startswith(f'{2 * np.mean(each) - np.mean(helped):+.2f} %')
+    assert cells(summary, 'alone left')['Δ left'] == '—'
     assert 'left by alone left, right by alone right' in tables.markdown(summary)
   with pytest.raises(UserError, match=r"table.single: row 'alone rigth'; nearest: alone right"):
     tables.summarise(records, tables.Table(metric='log_loss', single={'right': 'alone rigth'}))

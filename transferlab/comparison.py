@@ -52,6 +52,8 @@ class Row:
   also_half_width: dict[str, float] = dataclasses.field(default_factory=dict)
   delta_m: float | None = None  # per cent
   delta_m_half_width: float | None = None
+  gained: dict[str, float] = dataclasses.field(default_factory=dict)  # task -> its mean share of Δm, per cent
+  gained_half_width: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +198,8 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
   test = paired_test(values, others) if name != table.baseline else None
   steps, reached, could_reach = _reach(done, baseline, table)
   lost = _forgotten(done, table)
-  gained = [] if name in table.single.values() else delta_m(done, rows, table)
+  gained = {} if name in table.single.values() else gains(done, rows, table)
+  delta_m = [float(np.mean(each)) for each in zip(*gained.values())]
   also = {name: list(_values(done, table.column(name)).values()) for name in table.also}
   return Row(
     name=name,
@@ -221,31 +224,34 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
     forgotten_half_width=interval(lost, table.confidence),
     also={name: float(np.mean(own)) for name, own in also.items() if own},
     also_half_width={name: width for name, own in also.items() if (width := interval(own, table.confidence))},
-    delta_m=_mean(gained),
-    delta_m_half_width=interval(gained, table.confidence),
+    delta_m=_mean(delta_m),
+    delta_m_half_width=interval(delta_m, table.confidence),
+    gained={task: float(np.mean(own)) for task, own in gained.items() if own},
+    gained_half_width={task: width for task, own in gained.items() if (width := interval(own, table.confidence))},
   )
 
 
-def delta_m(done: Sequence[Record], rows: Mapping[str, Sequence[Record]], table: Table) -> list[float]:
-  """Δm of each run in per cent: the mean over tasks of (M − M_single) / M_single, its sign turned where less is better.
+def gains(done: Sequence[Record], rows: Mapping[str, Sequence[Record]], table: Table) -> dict[str, list[float]]:
+  """(M − M_single) / M_single in per cent of each task, for each run; its sign is turned where less is better.
 
-  Maninis et al. 2019, eq. 4 (the mean drop of performance), paired by repeats with the runs of `table.single`; runs
-  that do not measure all tasks have none.
+  A task's gain says whether learning the others as well has helped it. The mean over tasks is Δm (Maninis et al. 2019,
+  eq. 4, the mean drop of performance). Paired by repeats with the runs of `table.single`; runs that do not measure all
+  tasks have none.
   """
   sign = 1 if metrics.higher_is_better(table.metric) else -1
-  pairs = []
+  pairs = {}
   for task, name in table.single.items():
     column = table.model_copy(update={'metric': f'{task}/{table.metric}'})
-    pairs.append((_values(done, column), _values(rows.get(name, []), column)))
+    pairs[task] = (_values(done, column), _values(rows.get(name, []), column))
   both = [
     repeat
-    for repeat in (pairs[0][0] if pairs else ())
-    if all(repeat in own and alone.get(repeat) for own, alone in pairs)
+    for repeat in dict.fromkeys(repeat for own, _ in pairs.values() for repeat in own)
+    if all(repeat in own and alone.get(repeat) for own, alone in pairs.values())
   ]
-  return [
-    float(np.mean([100 * sign * (own[repeat] - alone[repeat]) / abs(alone[repeat]) for own, alone in pairs]))
-    for repeat in both
-  ]
+  return {
+    task: [100 * sign * (own[repeat] - alone[repeat]) / abs(alone[repeat]) for repeat in both]
+    for task, (own, alone) in pairs.items()
+  }
 
 
 def _judged(blocks: Sequence[Block], table: Table) -> tuple[list[Block], int]:

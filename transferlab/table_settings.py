@@ -32,7 +32,8 @@ class Table(Schema):
   )
   single: dict[str, str] = pydantic.Field(
     {},
-    description='The row of each task that trains it alone: the column Δm compares all rows with them, in per cent.',
+    description='The row of each task that trains it alone: the columns Δm and Δ of each task compare all rows '
+    'with them, in per cent.',
     json_schema_extra=LATER,
   )
   tradeoff: bool = pydantic.Field(

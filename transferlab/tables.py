@@ -123,7 +123,8 @@ def legend(summary: Summary) -> list[str]:
     alone = ', '.join(f'{task} by {name}' for task, name in table.single.items())
     lines.append(
       f'Δm: mean over tasks of the relative difference in {table.metric} to networks of one task ({alone}) of the same '
-      f'{table.repeats}, better is positive (Maninis et al. 2019).'
+      f'{table.repeats}, better is positive (Maninis et al. 2019); Δ of a task: whether learning the others as well '
+      'helped it.'
     )
   if any(row.forgotten is not None for row in rows):
     lines.append(
@@ -162,17 +163,18 @@ def _grid(summary: Summary) -> tuple[list[str], list[list[list[str]]]]:
   heads = [
     table.rows, 'n', _metric(table), f'difference to {baseline}', 'p', 'verdict',
     *(_metric(table.column(name)) for name in table.also), f'steps to {baseline}',
-    'Δm', 'trained parameters', 'seconds (total)', 'gap', 'forgotten', 'chosen', 'labels',
+    'Δm', *(f'Δ {task}' for task in table.single), 'trained parameters', 'seconds (total)', 'gap', 'forgotten',
+    'chosen', 'labels',
   ]  # fmt: skip
   rows = [row for block in summary.blocks for row in block.rows]
   digits, short = _digits(rows), _short(key for row in rows for key in row.chosen)
-  filled = [_cells(row, digits, short, table.also) for row in rows if row.n]
+  filled = [_cells(row, digits, short, table) for row in rows if row.n]
   kept = [i for i in range(len(heads)) if i < 3 or any(cells[i] != NONE for cells in filled)]
   bodies = []
   for block in summary.blocks:
     lines = []
     for row in block.rows:
-      cells = _cells(row, digits, short, table.also)
+      cells = _cells(row, digits, short, table)
       lines += [[cells[i] for i in kept]] if row.n else []
       for reason, count in row.failures.items():
         lines.append([f'{row.name}{FAILED}', str(count), reason, *[NONE] * (len(kept) - 3)])
@@ -185,7 +187,7 @@ def _widths(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
   return [max([*map(len, head.split()), *(len(line[column]) for line in lines)]) for column, head in enumerate(heads)]
 
 
-def _cells(row: Row, digits: int, short: dict[str, str], also: Sequence[str]) -> list[str]:
+def _cells(row: Row, digits: int, short: dict[str, str], table: Table) -> list[str]:
   def number(value: float | None, sign: str = '') -> str:
     return NONE if value is None else f'{value:{sign}.{digits}f}'
 
@@ -199,9 +201,10 @@ def _cells(row: Row, digits: int, short: dict[str, str], also: Sequence[str]) ->
     number(row.difference, '+'),
     NONE if row.p_value is None else '<0.001' if row.p_value < 0.001 else f'{row.p_value:.3f}',
     row.verdict or NONE,
-    *(about(row.also.get(name), row.also_half_width.get(name)) for name in also),
+    *(about(row.also.get(name), row.also_half_width.get(name)) for name in table.also),
     _steps(row),
     _per_cent(row.delta_m, row.delta_m_half_width),
+    *(_per_cent(row.gained.get(task), row.gained_half_width.get(task)) for task in table.single),
     ' to '.join(f'{number:,}' for number in dict.fromkeys([*row.parameters[:1], *row.parameters[-1:]])) or NONE,
     NONE if row.seconds is None else f'{row.seconds:.1f} ({row.seconds_total:.1f})',
     number(row.gap, '+'),
