@@ -140,6 +140,45 @@ def test_what_is_shared_moves_by_the_combined_gradient_and_heads_by_their_own(da
   assert metrics['balancing/stationary'] == 0
 
 
+def test_a_step_along_one_tasks_gradient_says_which_others_it_helps(data):
+  """Fifty et al. 2021: 1 - L_j(shared - rate * gradient of L_i) / L_j(shared), the heads as they are."""
+  rate, spec = 0.3, {'name': 'pcgrad'}
+  prepared, member, batch, moved, metrics = first_step(settings(data, {**spec, 'lookahead': rate}))
+  trunk, heads = losses_by_hand(prepared, batch)
+  params = member.variables['params']
+  losses = lambda p: heads(p, trunk(p))
+  slopes, before = jax.jacobian(losses)(params), np.asarray(losses(params))
+  for i, one in enumerate(TASKS):
+    step = lambda leaf, slope, i=i: leaf - rate * slope[i]
+    after = np.asarray(losses({**jax.tree.map(step, params, slopes), 'head': params['head']}))
+    for j, other in enumerate(TASKS):
+      name = f'balancing/affinity_{one}_{other}'
+      if i == j:
+        assert name not in metrics
+      else:
+        assert metrics[name] == pytest.approx(1 - after[j] / before[j], rel=1e-3, abs=1e-6)
+  assert metrics['balancing/affinity_kind_side'] != metrics['balancing/affinity_side_kind']
+  alone = first_step(settings(data, spec))[3]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), moved, alone)
+
+
+def test_a_task_without_labels_neither_helps_nor_is_helped(data):
+  run = settings(data, {'name': 'mgda', 'lookahead': 0.1})
+  values = run.model_dump(mode='json')
+  values['target']['data']['keep_labels'] = {'side': 0.3}
+  *_, metrics = first_step(config.validate(Run, values), unlabelled='side')
+  assert metrics['balancing/affinity_side_kind'] == metrics['balancing/affinity_kind_side'] == 0
+  assert metrics['balancing/affinity_kind_size'] != 0
+
+
+@pytest.mark.parametrize(
+  'spec', [{'name': 'uncertainty'}, {'name': 'equal'}, {'name': 'mgda', 'level': 'representation'}]
+)
+def test_looking_ahead_asks_for_gradients_of_parameters(data, spec):
+  with pytest.raises(UserError, match=r'lookahead moves what tasks share.*diagnose=True'):
+    prepare(settings(data, {**spec, 'lookahead': 0.1}))
+
+
 def test_weights_of_losses_scale_every_gradient(data):
   prepared, member, batch, moved, metrics = first_step(settings(data, {'name': 'random_weights'}))
   trunk, heads = losses_by_hand(prepared, batch)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from transferlab import config
 from transferlab.config import Positive, Rate, Share
+from transferlab.errors import UserError
 from transferlab.objectives import balancing, loss_weights
 from transferlab.objectives.settings import Balancing
 
@@ -85,17 +86,25 @@ class Balancer:
     apply: `apply(tasks, own) -> (combined, metrics, own_stats)`; combined is the loss to differentiate, or the update
       [n] that stands for the gradient of what is shared.
     init: `init(kinds) -> {'params': …, 'stats': …}`.
+    lookahead: rate of the steps after which each task's loss is measured, to log who helps whom.
   """
 
   level: Literal['losses', 'parameters', 'representation']
   apply: Callable[[Tasks, dict], tuple[Array, dict[str, Array], dict]]
   init: Callable[[Mapping[str, str]], dict] = nothing
+  lookahead: float | None = None
 
 
 def build(spec: Balancing, where: str = 'config.balancing') -> Balancer:
   """The balancer that a config names. Raises `UserError`: there is none, or an option it does not take."""
   function = config.named('balancer', spec.name, BALANCERS)
-  return function(**config.check_options(function, spec.model_extra or {}, f'{where}: {spec.name}'))
+  balancer = function(**config.check_options(function, spec.model_extra or {}, f'{where}: {spec.name}'))
+  if spec.lookahead is not None and balancer.level != 'parameters':
+    raise UserError(
+      f'{where}.lookahead moves what tasks share along the gradient of each, and {spec.name} takes none of parameters; '
+      "give name='equal' with diagnose=True, or a balancer of gradients with level='parameters'"
+    )
+  return dataclasses.replace(balancer, lookahead=spec.lookahead)
 
 
 # ------------------------------------------------------------------------------------------------------------ losses

@@ -127,7 +127,10 @@ def _balanced(
       further = pull((none, whole, nothing))[0]
       common, specific = _sum(common, of_shared(further)), _sum(specific, further)
   slope = partition.join(common, partition.split(specific, shared)[1])
-  logged = {**seen.metrics, **_named({**metrics, **_diagnosed(given)})}
+  measured = {**metrics, **_diagnosed(given)}
+  if balancer.lookahead is not None:
+    measured |= _affinities(objective, terms, trainable, shared, given, unravel, balancer.lookahead)
+  logged = {**seen.metrics, **_named(measured)}
   return losses.sum() + rest, (logged, seen.stats, seen.term_stats | _state(own)), slope
 
 
@@ -140,6 +143,31 @@ def _diagnosed(given: Tasks) -> dict[str, Array]:
     **{f'cosine_{tasks[i]}_{tasks[j]}': cosines[i, j] for i, j in pairs},
     'stationary': balancing.stationary(given.gradients).astype(jnp.float32),
   }
+
+
+def _affinities(
+  objective: Objective,
+  terms: Callable[..., Terms],
+  trainable: Any,
+  shared: set[str],
+  given: Tasks,
+  unravel: Callable[[Array], Any],
+  rate: float,
+) -> dict[str, Array]:
+  """1 − L_j(θ − rate · ∇L_i) / L_j(θ) for each two tasks: what a step for task i does to the loss of task j.
+
+  Inter-task affinity of Fifty et al. 2021; θ is what tasks share, batch and draws are those of the step. 0 where either
+  task is not present or has no loss left.
+  """
+  common, specific = partition.split(trainable, shared)
+  found: dict[str, Array] = {}
+  for one, slope, there in zip(given.kinds, given.gradients, given.present):
+    moved = jax.tree.map(lambda leaf, own: leaf - rate * own, common, unravel(slope))
+    after, _ = by_task(objective, terms(partition.join(moved, specific)).values)
+    known = (there > 0) & (given.present > 0) & (given.losses != 0)
+    gained = jnp.where(known, 1 - after / jnp.where(known, given.losses, 1), 0)
+    found |= {f'affinity_{one}_{other}': gain for other, gain in zip(given.kinds, gained) if other != one}
+  return found
 
 
 def _sum(one: Any, other: Any) -> Any:
