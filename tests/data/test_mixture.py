@@ -88,6 +88,7 @@ def test_a_set_without_labels_joins_those_that_have_them():
     ({'temperature': 2.0, 'epoch': 'small'}, (300, 100)),
     ({'epoch': 'small'}, (900, 100)),
     ({'rates': {'large': 1e6, 'small': 1e-6}}, (1000, 1)),
+    ({'rates': {'large': 0.0, 'small': 2.0}}, (0, 1000)),
   ],
   ids=str,
 )
@@ -116,6 +117,24 @@ def test_batches_are_drawn_at_the_rates_and_epochs_have_their_length():
   assert prepared.stretches[0].steps == 4 * 80 // 16  # 40 shots of one, as many of the other
   picks = prepared.order().batches(0, 20)['row']
   assert np.bincount(prepared.loaded.groups[prepared.loaded.splits['train']][picks.reshape(-1)]).tolist() == [160, 160]
+
+
+def test_a_set_at_rate_0_is_tested_and_neither_trained_on_nor_counted(tmp_path):
+  run = settings({'heads': 'common', 'rates': {'clean': 1.0, 'noisy': 0.0}})
+  prepared, whole = prepare(run), prepare(settings({'heads': 'common'})).loaded
+  alone = load(config.validate(Data, CLEAN), 0)
+  found = prepared.loaded
+  assert found.labels['train'] == len(alone.splits['train'])
+  for split in ('validation', 'test', 'test_noisy'):
+    np.testing.assert_array_equal(
+      found.examples.take(found.splits[split]).arrays['id'], whole.examples.take(whole.splits[split]).arrays['id']
+    )
+  np.testing.assert_array_equal(
+    found.examples.take(found.splits['train']).arrays['x'], alone.examples.take(alone.splits['train']).arrays['x']
+  )
+  assert found.preprocessing == alone.preprocessing
+  assert set(prepared.order().batches(0, 99)['row'].reshape(-1).tolist()) == set(range(len(alone.splits['train'])))
+  assert 'test_noisy' in transferlab.run(config.resolved(run), tmp_path / 'run')['last']
 
 
 def test_a_stop_changes_nothing(tmp_path):
@@ -159,6 +178,8 @@ def test_images_that_are_read_later_join_those_in_memory(tmp_path):
     ({'sets': {'a': {**CLEAN, 'batch_size': 3}}}, 'sets.a: batch_size: the mixture says this for all'),
     ({'mixing': {'epoch': 'clen'}}, "mixing.epoch 'clen'; nearest: clean"),
     ({'mixing': {'rates': {'clean': 1.0}}}, 'give one for each of clean, noisy'),
+    ({'mixing': {'rates': {'clean': 0.0, 'noisy': 0.0}}}, 'some set has to be trained on'),
+    ({'mixing': {'rates': {'clean': 0.0, 'noisy': 1.0}, 'epoch': 'clean'}}, 'clean is not trained on; nearest: noisy'),
     ({'mixing': {'rates': {'clean': 1.0, 'nosy': 2.0}}}, "mixing.rates 'nosy'; nearest: noisy"),
     ({'mixing': {'heads': 'shared'}}, "'separate' or 'common'"),
     ({'sampling': 'balanced'}, 'a mixture draws as mixing says'),
@@ -177,7 +198,7 @@ def test_images_that_are_read_later_join_those_in_memory(tmp_path):
       "unknown class of mixture: b '4'",
     ),
   ],
-  ids=range(14),
+  ids=range(16),
 )  # fmt: skip
 def test_mistakes_end_in_one_message(change, message):
   with pytest.raises(UserError, match=message):

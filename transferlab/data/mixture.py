@@ -122,8 +122,13 @@ def _absent(like: np.ndarray, count: int) -> np.ndarray:
   return labels.without(np.zeros((count, *like.shape[1:]), like.dtype), np.arange(count))
 
 
+def left_out(mixing: Mixing) -> list[str]:
+  """The sets that are not trained on."""
+  return [] if isinstance(mixing.rates, str) else [name for name, rate in mixing.rates.items() if rate == 0]
+
+
 def quotas(sizes: Mapping[str, int], mixing: Mixing) -> tuple[int, ...]:
-  """How many training examples of each set an epoch holds, at least one.
+  """How many training examples of each set an epoch holds: at least one, none at a rate of 0.
 
   Rates are size^(1/T) (Raffel et al. 2020, section 3.5.2; T = 1 is proportional), equal, or given.
 
@@ -138,7 +143,7 @@ def quotas(sizes: Mapping[str, int], mixing: Mixing) -> tuple[int, ...]:
     rates = np.array(list(sizes.values()), np.float64) ** (1 / mixing.temperature)
   rates /= rates.sum()
   total = sum(sizes.values()) if mixing.epoch is None else sizes[mixing.epoch] / rates[list(sizes).index(mixing.epoch)]
-  counts = np.maximum(1, np.rint(total * rates))
+  counts = np.where(rates > 0, np.maximum(1, np.rint(total * rates)), 0)
   if counts.sum() > config.LARGEST:
     raise UserError(
       f'data.mixing: an epoch would hold {counts.sum():,.0f} examples; give epoch to a set that is drawn more'

@@ -52,8 +52,10 @@ SetName = Annotated[str, Field(pattern=r'^[\w.-]*\w$')]
 class Mixing(Schema):
   """How often each set of a mixture is drawn, and what its labels have to do with those of the others."""
 
-  rates: Literal['proportional', 'uniform'] | dict[SetName, Annotated[float, Field(gt=0, le=1e9)]] = Field(
-    'proportional', description='shares of the examples: by the sizes of the sets, all alike, or as given'
+  rates: Literal['proportional', 'uniform'] | dict[SetName, Annotated[float, Field(ge=0, le=1e9)]] = Field(
+    'proportional',
+    description='shares of the examples: by the sizes of the sets, all alike, or as given; a set at 0 is validated and '
+    'tested, and not trained on',
   )
   temperature: Annotated[float, Field(ge=1, le=1e6)] = Field(
     1.0, description='T of proportional rates, size^(1/T): 1 is by size, large T nearly uniform (Raffel et al. 2020)'
@@ -291,6 +293,11 @@ class Data(Schema):
           raise ValueError(str(unknown(f'mixing.{key}', name, self.sets)))
     if isinstance(self.mixing.rates, dict) and set(self.mixing.rates) != set(self.sets):
       raise ValueError(f'mixing.rates: give one for each of {", ".join(self.sets)}')
+    drawn = self.sets if isinstance(self.mixing.rates, str) else [n for n, rate in self.mixing.rates.items() if rate]
+    if self.sets and not drawn:
+      raise ValueError('mixing.rates: some set has to be trained on')
+    if self.mixing.epoch and self.mixing.epoch not in drawn:
+      raise ValueError(f'mixing.epoch: {self.mixing.epoch} is not trained on; nearest: {", ".join(drawn)}')
 
 
 # What a mixture says for all of its sets.

@@ -116,6 +116,8 @@ def _mixture(data: Data, seed: int) -> Loaded:
   """The sets of a mixture, each loaded as it says, as one; in the order of their names."""
   held = {'hold': data.hold, 'workers': data.workers}
   parts = {name: load(own.model_copy(update=held), seed) for name, own in sorted(data.sets.items())}
+  for name in mixture.left_out(data.mixing):
+    parts[name] = dataclasses.replace(parts[name], splits={**parts[name].splits, 'train': np.zeros(0, np.int64)})
   examples, indices, groups = mixture.mixed({n: (own.examples, own.splits) for n, own in parts.items()}, data.mixing)
   _check_fed(data, examples)
   contents = hashlib.blake2b(repr([(n, own.digest) for n, own in parts.items()]).encode(), digest_size=16).hexdigest()
