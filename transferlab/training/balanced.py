@@ -108,9 +108,8 @@ def _balanced(
     return (*by_task(objective, seen.values), seen.representation), seen
 
   (losses, rest, value), pull, seen = jax.vjp(parts, trainable, offset, has_aux=True)
-  each = jnp.eye(len(losses), dtype=losses.dtype)
-  none, nothing, whole = jnp.zeros_like(losses), jax.tree.map(jnp.zeros_like, value), jnp.ones_like(rest)
-  pulled = [pull((row, jnp.zeros_like(rest), nothing)) for row in each]
+  nothing, whole = jax.tree.map(jnp.zeros_like, value), jnp.ones_like(rest)
+  pulled = [pull((row, jnp.zeros_like(rest), nothing)) for row in jnp.eye(len(losses), dtype=losses.dtype)]
   of_shared = lambda tree: partition.split(tree, shared)[0]
   rows = [ravel_pytree(own[1] if inside else of_shared(own[0])) for own in pulled]
   matrix, unravel = jnp.stack([row for row, _ in rows]), rows[0][1]
@@ -118,9 +117,10 @@ def _balanced(
     objective.kinds, losses, key, seen.present, matrix, value if inside and isinstance(value, jax.Array) else None
   )
   combined, metrics, own = balancer.apply(given, seen.own)
+  none = jnp.zeros_like(losses)
   if inside:
-    common, specific = pull((none, whole, unravel(combined)))[0], pull((jnp.ones_like(losses), whole, nothing))[0]
-    common = of_shared(common)
+    common = of_shared(pull((none, whole, unravel(combined)))[0])
+    specific = pull((jnp.ones_like(losses), whole, nothing))[0]
   else:
     common, specific = unravel(combined), jax.tree.map(lambda *leaves: sum(leaves), *[own[0] for own in pulled])
     if None in objective.tasks.values():

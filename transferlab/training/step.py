@@ -185,18 +185,7 @@ def _terms(
   own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
   applied = _transformed(method, params, constants, state['step'])
   inputs = batch['x'] if method.start else preprocessing.apply(batch['x'], **constants['preprocessing'])
-  run = functools.partial(
-    method.network.apply,
-    {'params': applied, 'stats': state['stats']},
-    train=method.training,
-    statistics=method.moving,
-    key=layers.fold_in(keys, DROPOUT),
-  )
-  outputs, stats, representation = _run(method, run, inputs, batch['mask'], offset)
-  if method.start:
-    stages = method.network.stages
-    outputs = {stages[stages.index(method.start) - 1]: inputs, **outputs}
-    stats = {**state['stats'], **stats}
+  outputs, stats, representation = _forward(method, applied, state['stats'], inputs, batch['mask'], keys, offset)
   progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
   further = {
     'fisher': constants['fisher'],
@@ -219,6 +208,25 @@ def _terms(
   mine = {'params': own['params'].get(balancers.NAME, {}), 'stats': own['stats'].get(balancers.NAME, {})}
   present = None if method.objective.balancer is None else _present(method, batch)
   return Terms(weighted, means, stats, term_stats, mine, present, representation)
+
+
+def _forward(
+  method: Method, params: Any, stats: Any, inputs: Array, mask: Array, keys: Array, offset: Any
+) -> tuple[dict[str, Any], Any, Any]:
+  """(outputs of the stages, the moved statistics, what the last shared stage gives where it is asked for)."""
+  run = functools.partial(
+    method.network.apply,
+    {'params': params, 'stats': stats},
+    train=method.training,
+    statistics=method.moving,
+    key=layers.fold_in(keys, DROPOUT),
+  )
+  outputs, moved, representation = _run(method, run, inputs, mask, offset)
+  if method.start:
+    stages = method.network.stages
+    outputs = {stages[stages.index(method.start) - 1]: inputs, **outputs}
+    moved = {**stats, **moved}
+  return outputs, moved, representation
 
 
 def _present(method: Method, batch: Batch) -> Array:
