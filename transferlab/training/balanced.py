@@ -156,16 +156,16 @@ def _affinities(
 ) -> dict[str, Array]:
   """1 − L_j(θ − rate · ∇L_i) / L_j(θ) for each two tasks: what a step for task i does to the loss of task j.
 
-  Inter-task affinity of Fifty et al. 2021; θ is what tasks share, batch and draws are those of the step. 0 where either
-  task is not present or has no loss left.
+  Inter-task affinity of Fifty et al. 2021; θ is what tasks share, batch and draws are those of the step. 0 where task j
+  has no loss left, as without a label in the batch.
   """
   common, specific = partition.split(trainable, shared)
   found: dict[str, Array] = {}
-  for one, slope, there in zip(given.kinds, given.gradients, given.present):
+  for one, slope in zip(given.kinds, given.gradients):
     moved = jax.tree.map(lambda leaf, own: leaf - rate * own, common, unravel(slope))
     after, _ = by_task(objective, terms(partition.join(moved, specific)).values)
-    known = (there > 0) & (given.present > 0) & (given.losses != 0)
-    gained = jnp.where(known, 1 - after / jnp.where(known, given.losses, 1), 0)
+    left = given.losses != 0
+    gained = jnp.where(left, 1 - after / jnp.where(left, given.losses, 1), 0)
     found |= {f'affinity_{one}_{other}': gain for other, gain in zip(given.kinds, gained) if other != one}
   return found
 
