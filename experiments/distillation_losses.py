@@ -6,7 +6,7 @@ The CPU profile is a check of ordering only: a published ResNet-20 teaches a Res
 steps, two seeds. ':full' is the protocol of RepDistiller (Tian et al. 2020), for a GPU: CIFAR-100, ResNet-56 to
 ResNet-20, 240 epochs of all training images, batches of 64, SGD at 0.05 divided by ten after 150, 180 and 210 epochs,
 three seeds, the last step measured. Published for it, best on test: teacher 72.34, labels 69.06, KD 70.66, FitNets
-69.21, AT 70.55, SP 69.67, VID 70.38, RKD 69.61, PKT 70.34, NST 69.60, CRD 71.16, DKD 71.97. Not measured here.
+69.21, AT 70.55, SP 69.67, VID 70.38, RKD 69.61, PKT 70.34, NST 69.60, CRD 71.16, DKD 71.97; ':full' was not run here.
 
 Weights are that codebase's (DKD's its authors'), in the units of the terms here: hint and variational add over places
 and channels where it averages, pkt over neighbours. Data: tfds:cifar10, tfds:cifar100. Weights of the teacher:
