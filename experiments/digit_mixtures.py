@@ -2,11 +2,12 @@
 
 python -m transferlab.main --config=experiments/digit_mixtures.py
 
-10, 50 and 500 labels of USPS, and 5,500 images of MNIST brought to 16 x 16 pixels. Mixtures draw both sets alike, or by
+10, 50 and 500 labels of USPS, and 6,000 images of MNIST brought to 16 x 16 pixels. Mixtures draw both sets alike, or by
 their sizes. Every row trains a small convnet for 1,000 steps of 64 images; 200 images of USPS choose the rate and the
 step, MNIST's alone too. The table shows the accuracy on USPS' test images, and on MNIST's where it was there.
 Data: tfds:mnist; USPS as an npz file of its 11,000 images (S. Roweis's usps_all) in data/usps.npz, another with
---config.base.target.data.sets.usps.name=npz:FILE. Not measured yet.
+--config.base.target.data.sets.usps.name=npz:FILE.
+Seen (two cores, 10 min): at 10 labels .628 with MNIST and one head, .448 without; at 500 no difference (digit_mixtures.md).
 """
 
 import ml_collections
