@@ -7,7 +7,7 @@ their sizes. Every row trains a small convnet for 1,000 steps of 64 images; 200 
 step, MNIST's alone too. The table shows the accuracy on USPS' test images, and on MNIST's where it was there.
 Data: tfds:mnist; USPS as an npz file of its 11,000 images (S. Roweis's usps_all) in data/usps.npz, another with
 --config.base.target.data.sets.usps.name=npz:FILE.
-Seen (two cores, 10 min): at 10 labels .628 with MNIST and one head, .448 without; at 500 no difference (digit_mixtures.md).
+Seen (two cores, 10 min; digit_mixtures.md): at 10 labels .628 with MNIST and one head, .448 without; at 500 the same.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""Two digits in one image: tuned sums of two losses against thirteen ways to balance them, and networks of one task each.
+"""Two digits in one image: tuned sums of two losses, thirteen ways to balance them, and networks of one task each.
 
 python -m transferlab.main --config=experiments/multi_digit.py
 

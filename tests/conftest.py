@@ -43,7 +43,7 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
   info = Info('table', 'classification', classes=tuple(map(str, range(classes))))
   checked = [config.validate(Phase, phase) for phase in run_phases]
   lengths = [phases.length(phase, len(x), 8, 'carry') for phase in checked]
-  example = methods.example_of(np.shape(x)[1:], np.asarray(label), Augment(), info)
+  example = methods.example_of({'input_shape': np.shape(x)[1:]}, np.asarray(label), Augment(), info)
   return methods.stretches(network, checked, lengths, objective, info, Augment(), example)
 
 

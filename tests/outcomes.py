@@ -34,7 +34,7 @@ def outcome(place):
   }
   lines = [json.loads(line) for line in (place / 'metrics.jsonl').read_text().splitlines()]
   results = json.loads((place / 'results.json').read_text())
-  predictions = {file.name: file.read_text() for file in (place / 'predictions').iterdir()}
+  predictions = {file.name: file.read_text() for file in (place / 'predictions').glob('*')}
   for record in (*lines, results):
     del record['seconds']
     record.pop('waited', None)

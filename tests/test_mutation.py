@@ -24,7 +24,7 @@ from transferlab.weights import export
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('experiments/*.py')])
-WORDS = ('tfds:', 'TRANSFERLAB_DATA', 'folder:data/', 'weights/')
+WORDS = ('tfds:', 'TRANSFERLAB_DATA', 'folder:data/', 'tsv:data/', 'text:data/', 'weights/')
 FETCHED = [file for file in SHIPPED if any(word in file.read_text() for word in WORDS)]
 # Data that have to be fetched are read for every mutant, experiments expanded into their cells: those take minutes.
 SLOW = {*FETCHED, *ROOT.glob('experiments/*.py')}
@@ -51,6 +51,8 @@ STAND_INS = {
   'folder:data/hymenoptera_data': f'folder:{DATA}/images/hymenoptera',
   'folder:data/cats_and_dogs_filtered': f'folder:{DATA}/images/hymenoptera',
   'npz:data/usps.npz': f'npz:{DATA}/images/usps.npz',
+  'tsv:data/trec_{train,test}.tsv': f'tsv:{DATA}/text/trec_{{train,test}}.tsv',
+  'text:data/tinyshakespeare.txt': f'text:{DATA}/text/tinyshakespeare.txt',
   'weights/mobilenet_2_5_224_tf.h5': f'{DATA}/weights/mobilenet_v1_025_224.safetensors',
   'weights/resnet20-12fca82f.th': f'{DATA}/weights/cifar10_resnet20.th',
   'weights/squeezenet_v1.1_weights_tf_dim_ordering_tf_kernels_notop.h5': f'{DATA}/weights/squeezenet_v1_1_notop.h5',
@@ -65,6 +67,15 @@ def vgg_file(tmp_path_factory):
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.shapes())
   export.write(path, zeros, 'vgg', options, {}, 'torchvision')
   STAND_INS['weights/vgg16-397923af.pth'] = str(path)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def treebank(tmp_path_factory):
+  """Three files of sentences."""
+  place = tmp_path_factory.mktemp('texts')
+  for part in ('train', 'valid', 'test'):
+    (place / f'ptb.{part}.txt').write_text(' the old <unk> sat on a mat N times \n' * 60)
+  STAND_INS['text:data/ptb.{train,valid,test}.txt'] = f'text:{place}/ptb.{{train,valid,test}}.txt'
 
 
 def read(spec):

@@ -246,3 +246,24 @@ def test_a_trade_off_draws_a_point_for_each_row_that_has_both(drawn, tmp_path):
   assert (panel.get_xlabel(), panel.get_ylabel()) == ('test left/accuracy', 'test right/accuracy')
   with pytest.raises(Exception, match='tradeoff draws two entries'):
     tables.Table(also=also[:1], tradeoff=True)
+
+
+def test_networks_of_one_task_are_lines_of_a_trade_off_and_no_rows_of_a_comparison(drawn, tmp_path):
+  made = []
+  for name, left, right in (('left alone', 0.9, 0.1), ('right alone', 0.2, 0.8), ('both', 0.7, 0.6)):
+    for seed in range(3):
+      values = {'accuracy': (left + right) / 2, 'left/accuracy': left + 0.01 * seed, 'right/accuracy': right}
+      made.append({**records()[0], 'cell': {'method': name, 'seed': seed}, 'selected': {'test': values}, 'curve': []})
+  alone = {'left': 'left alone', 'right': 'right alone'}
+  table = tables.Table(also=['test:left/accuracy', 'test:right/accuracy'], tradeoff=True, single=alone, baseline='both')
+  summary = tables.summarise(made, table)
+  plots.tradeoff(summary, tmp_path / 'tradeoff.png')
+  plots.comparison(summary, tmp_path / 'comparison.png')
+  across, along = drawn[0].axes[0].lines[:2]
+  assert list(across.get_xdata()) == pytest.approx([0.91, 0.91]) and list(along.get_ydata()) == pytest.approx(
+    [0.8, 0.8]
+  )
+  assert [container.get_label() for container in drawn[0].axes[0].containers] == ['both']
+  assert [label.get_text() for label in drawn[1].axes[0].get_yticklabels()] == ['both']
+  rows = {row.name: row for row in summary.blocks[0].rows}
+  assert rows['left alone'].p_value is None and rows['left alone'].verdict is None and summary.comparisons == 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferlab import paths
+from transferlab.data import preprocessing
 from transferlab.data.examples import matched
 from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError, unknown
@@ -23,6 +24,20 @@ def size(name: str, network: Any) -> None:
       f'config.network: the parameters of this {name!r} take {size / 2**30:,.0f} GiB, and the machine has '
       f'{memory / 2**30:,.0f} GiB of memory'
     )
+
+
+def places(network: Any, record: Mapping[str, Any], language: bool) -> None:
+  """That a language model answers at every place, and goes on from one window to the next; and others do not."""
+  import jax
+
+  if 'tokens' not in record:
+    return
+  outputs, _ = jax.eval_shape(network.apply, network.shapes(), preprocessing.example(record, 2))
+  every = any(leaf.ndim > 2 for leaf in jax.tree.leaves(outputs[network.stages[-1]]))
+  if language and not (every and network.carry):
+    raise UserError("config.network: a language model answers at every place; nearest: lstm, gru, with pool='none'")
+  if every and not language:
+    raise UserError("config.network: it answers at every place, and a text has one label; nearest: pool='last'")
 
 
 def choices(run: Run, loaded: Loaded) -> None:
@@ -119,7 +134,7 @@ def probe(run: Run, network: Any, loaded: Loaded, record: Mapping[str, Any]) -> 
 
   assert run.baseline is not None
   stages = features.chosen(network, run.baseline.stage)
-  widths = features.widths(network, stages, record['input_shape'], run.baseline.pool)
+  widths = features.widths(network, stages, preprocessing.example(record, 1), run.baseline.pool)
   features.check_size(sum(map(len, loaded.splits.values())), widths)
   for name in ('penalty', 'features'):
     if name in run.evaluation.sets:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transferlab import config, experiment, folder, paths, teachers
 from transferlab.cells import Study, candidates, expand
+from transferlab.data import tokens
 from transferlab.errors import UserError, unknown
 from transferlab.preparation import Prepared, prepare
 from transferlab.screen import Screen
@@ -243,7 +244,8 @@ def _data_lines(prepared: Prepared) -> list[str]:
   sizes = ', '.join(f'{len(rows)} {name}' for name, rows in loaded.splits.items())
   shape = 'x'.join(map(str, prepared.record.get('input_shape', ['text'])))
   own = loaded.info.tasks or {'': loaded.info}
-  tasks = [f'{name} {info.task}, {info.outputs} outputs'.strip() for name, info in own.items()]
+  answers = prepared.loaded.streams and len(tokens.vocabulary(prepared.record['tokens']))
+  tasks = [f'{name} {info.task}, {answers or info.outputs} outputs'.strip() for name, info in own.items()]
   used = loaded.labels.get('tasks') or {'': loaded.labels}
   counts = [f'{name} {count["train"] + count.get("validation", 0)}'.strip() for name, count in used.items()]
   drawn = [f'{count} of {name}' for count, name in zip(loaded.quotas, sorted(data.sets))]
@@ -252,7 +254,21 @@ def _data_lines(prepared: Prepared) -> list[str]:
     f'{sizes}; labels used: {", ".join(counts)}',
     *([f'an epoch draws {", ".join(drawn)}'] if drawn else []),
     *loaded.info.notes,
+    *_token_lines(prepared),
   ]
+
+
+def _token_lines(prepared: Prepared) -> list[str]:
+  """What tokens make of the training texts."""
+  record = prepared.record.get('tokens')
+  if record is None:
+    return []
+  x = prepared.loaded.arrays(prepared.loaded.splits['train'], prepared.record)['x']
+  known, names = x[x >= 0], tokens.vocabulary(record)
+  strange = (known == names.index(tokens.UNKNOWN)).mean() if tokens.UNKNOWN in names and known.size else 0.0
+  said = f'{len(names):,} tokens; of the training texts {strange:.1%} unknown, {(x < 0).mean():.1%} of places padding'
+  full = '' if prepared.loaded.streams else f', {(x >= 0).all(axis=1).mean():.1%} of texts fill all {x.shape[1]} places'
+  return [said + full]
 
 
 def _phase_lines(prepared: Prepared) -> list[str]:
@@ -304,6 +320,22 @@ def use(workdir: Path, evaluate: str | None, predict: str | None) -> str:
     path = workdir / 'predictions' / f'{name}.csv'
     lines.append(f'{path}: {trained.write_predictions(data, split, path)} rows')
   return '\n'.join(lines)
+
+
+def sample(workdir: Path, prompt: str, how: str) -> str:
+  """A prompt, and how the language model of a run goes on.
+
+  Args:
+    how: 'length=200,temperature=0.8', keys of `sampling.Sampling`.
+  """
+  from transferlab import model
+
+  odd = [pair for pair in how.split(',') if how and '=' not in pair]
+  if odd:
+    raise UserError(f'--sample_with: {odd[0]!r} is not key=value')
+  values = dict(pair.split('=', 1) for pair in how.split(',') if how)
+  options = {key.strip(): config.literal(value) for key, value in values.items()}
+  return prompt + model.load(workdir).generate(prompt, **options)
 
 
 def _data_spec(spec: str, trained: Any) -> tuple[Any, str]:

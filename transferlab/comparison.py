@@ -195,10 +195,11 @@ def _row(name: str, rows: Mapping[str, Sequence[Record]], table: Table) -> Row:
   runs, baseline = rows[name], rows.get(str(table.baseline), [])
   done = [run for run in runs if run['status'] == 'done']
   values, others = _values(done, table), _values(baseline, table)
-  test = paired_test(values, others) if name != table.baseline else None
+  alone = name in table.single.values()  # the other tasks' heads did not train, and the mean over tasks counts them
+  test = None if alone or name == table.baseline else paired_test(values, others)
   steps, reached, could_reach = _reach(done, baseline, table)
   lost = _forgotten(done, table)
-  gained = {} if name in table.single.values() else gains(done, rows, table)
+  gained = {} if alone else gains(done, rows, table)
   delta_m = [float(np.mean(each)) for each in zip(*gained.values())]
   also = {name: list(_values(done, table.column(name)).values()) for name in table.also}
   return Row(

@@ -26,6 +26,8 @@ USAGE = """usage: python -m transferlab.main --config=FILE.py[:ARGUMENT] [flags]
   --extend               train a finished run longer, as the config now says
   --evaluate=SPEC        measure the run in --workdir on NAME[,key=value…][,split=NAME]
   --predict=SPEC         write a row per example: id, class, probabilities (see predictions/ in --workdir)
+  --sample=PROMPT        a language model in --workdir goes on with a text; --sample_with=length=200,temperature=0.8,
+                         top_k=40,top_p=0.9,seed=1 says how
   --inspect=FILE         what a run, a checkpoint or a file of weights holds, and of which family it is; FILE,part=ema
   --export=FILE          writes the network of the run in --workdir: .safetensors, .npz, or .h5 with names=keras;
                          FILE,names=torchvision under that origin's names; FILE,which=last the last step's weights
@@ -35,7 +37,7 @@ USAGE = """usage: python -m transferlab.main --config=FILE.py[:ARGUMENT] [flags]
 exit status: 0 done, 1 a failed cell or a bug, 2 a mistake in the command or config, 3 diverged, 4 interrupted
 (the same command continues)"""
 
-VALUES = ('config', 'workdir', 'evaluate', 'predict', 'inspect', 'export', 'list')
+VALUES = ('config', 'workdir', 'evaluate', 'predict', 'inspect', 'export', 'list', 'sample', 'sample_with')
 # What the file system refuses, wherever it happens.
 OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 SWITCHES = ('dry_run', 'find_rate', 'extend', 'help_config', 'help')
@@ -123,10 +125,13 @@ def run(command: Command) -> int:
   if 'inspect' in flags:
     print('\n'.join(commands.inspect(flags['inspect'])))
     return 0
-  if 'evaluate' in flags or 'predict' in flags or 'export' in flags:
+  if {'evaluate', 'predict', 'export', 'sample'} & set(flags):
     if 'workdir' not in flags:
-      raise UserError('--evaluate, --predict and --export need --workdir, the folder of a run')
+      raise UserError('--evaluate, --predict, --export and --sample need --workdir, the folder of a run')
     setup()
+    if 'sample' in flags:
+      print(commands.sample(Path(flags['workdir']).expanduser(), flags['sample'], flags.get('sample_with', '')))
+      return 0
     if 'export' in flags:
       print('\n'.join(commands.export(Path(flags['workdir']).expanduser(), flags['export'])))
       return 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from transferlab import config, experiment, folder, results
-from transferlab.data import encoding
+from transferlab.data import encoding, preprocessing, tokens
 from transferlab.data.examples import matched
 from transferlab.data.settings import TABLES, Data
 from transferlab.data.sources import READ, centred
@@ -38,12 +38,14 @@ class Model:
 
     Args:
       x: inputs as the data set gives them, not preprocessed: [examples, *input shape]. Images of one channel may lack
-        the channel axis. Tables: a list of dicts, a dict of columns or a data frame.
+        the channel axis. Texts: strings. Tables: a list of dicts, a dict of columns or a data frame.
 
     Raises:
       UserError: inputs of another shape, with other columns, or with NaN.
     """
     record = self.prepared.record
+    if 'tokens' in record or 'bag' in record:
+      return self._of_texts(x)
     if record['columns'] and (hasattr(x, 'keys') or (isinstance(x, list) and x and isinstance(x[0], dict))):
       x = encoding.of_records(x, record.get('encoding') or encoding.plain(record['columns']))
     x, shape = np.asarray(x), tuple(record['input_shape'])
@@ -57,6 +59,40 @@ class Model:
       raise UserError('inputs hold NaN or infinity')
     found, auxiliary = results.outputs_on(self.prepared, self.variables, x), self.prepared.loaded.info.auxiliary
     return {task: own for task, own in found.items() if task not in auxiliary} if auxiliary else found
+
+  def _of_texts(self, texts: Any) -> Any:
+    info, texts = self.prepared.loaded.info, [texts] if isinstance(texts, str) else list(texts)
+    if info.task == 'next_token':
+      raise UserError('a language model has an answer at every place of a text; see evaluate and generate')
+    if strange := [text for text in texts if not isinstance(text, str)]:
+      raise UserError(f'the network was trained on texts, and {strange[0]!r} is none')
+    x = preprocessing.encoded(np.array(texts, object), info, self.prepared.record)
+    return results.outputs_on(self.prepared, self.variables, x)
+
+  def generate(self, prompt: str = '', **how: Any) -> str:
+    """How a language model goes on with a text.
+
+    Args:
+      prompt: '' begins anew, as behind the end of a text.
+      how: what `sampling.Sampling` has: length, temperature, top_k, top_p, seed.
+
+    Raises:
+      UserError: the network is no language model, or there is no such option.
+    """
+    import jax.numpy as jnp
+
+    from transferlab import sampling
+
+    record = self.prepared.record
+    if self.prepared.loaded.info.task != 'next_token':
+      raise UserError("only a language model, of data with task='next_token', goes on with a text")
+    settings = config.validate(sampling.Sampling, how, 'sampling')
+    end = tokens.end_of(record['tokens'])
+    (numbers, _, _) = next(tokens.located([prompt], record['tokens']))
+    added = sampling.sample(self.prepared.network, self.variables, jnp.array([end, *numbers], jnp.int32), settings)
+    # Lines end as texts do: where the model has learnt from lines, an end reads as one.
+    parts = np.split(np.asarray(added), np.flatnonzero(np.asarray(added) == end))
+    return '\n'.join(tokens.decode(part[part != end], record['tokens']) for part in parts)
 
   def probabilities(self, x: Any) -> np.ndarray:
     """[examples, classes]. Raises `UserError` for regression, and for several tasks."""

@@ -41,6 +41,8 @@ DPI = 150
 def comparison(summary: Summary, path: str | Path) -> None:
   """A panel per block, a dot with its interval per row, faint dots for the repeats, the baseline as a dashed line.
 
+  Rows of one task alone (`table.single`) are left out: the mean over tasks counts heads that they did not train.
+
   Args:
     summary: from `summarise`.
     path: the PNG, replaced as a whole.
@@ -48,11 +50,12 @@ def comparison(summary: Summary, path: str | Path) -> None:
   Raises:
     UserError: no runs.
   """
-  names = list(dict.fromkeys(row.name for block in summary.blocks for row in block.rows))
+  shown = [[row for row in block.rows if row.name not in summary.table.single.values()] for block in summary.blocks]
+  names = list(dict.fromkeys(row.name for rows in shown for row in rows))
   figure, panels = _panels(len(summary.blocks), 0.9 + 0.36 * len(names))
   looks = set()
-  for panel, block in zip(panels, summary.blocks):
-    for row in block.rows:
+  for panel, block, rows in zip(panels, summary.blocks, shown):
+    for row in rows:
       looks.add(_dot(panel, names.index(row.name), row, summary.table.baseline))
     base = next((row.mean for row in block.rows if row.name == summary.table.baseline), None)
     if base is not None:
@@ -117,6 +120,8 @@ def along(summary: Summary, path: str | Path) -> None:
 def tradeoff(summary: Summary, path: str | Path) -> None:
   """The first two entries of `table.also` against each other: a point with both intervals for each row.
 
+  A row of one task alone (`table.single`) is a line, at what it reaches in that task.
+
   Args:
     summary: from `summarise`, of a table with two such entries.
     path: the PNG, replaced as a whole.
@@ -127,9 +132,16 @@ def tradeoff(summary: Summary, path: str | Path) -> None:
   first, second = summary.table.also[:2]
   blocks = [[row for row in block.rows if first in row.also and second in row.also] for block in summary.blocks]
   figure, panels = _panels(len(blocks) if any(blocks) else 0, 5.0)
-  names, handles = list(dict.fromkeys(row.name for rows in blocks for row in rows)), {}
+  names = list(dict.fromkeys(row.name for rows in blocks for row in rows))
+  handles: dict[str, Any] = {}
+  alone = {name: task for task, name in summary.table.single.items()}
   for panel, block, rows in zip(panels, summary.blocks, blocks):
     for row in rows:
+      if row.name in alone:
+        across = f':{alone[row.name]}/' in first
+        draw, value = (panel.axvline, row.also[first]) if across else (panel.axhline, row.also[second])
+        handles[row.name] = draw(value, color='black', linestyle='--' if across else ':', label=_short(row.name))
+        continue
       number, spread = names.index(row.name), row.also_half_width
       marker, colour = MARKERS[number // len(PALETTE) % len(MARKERS)], PALETTE[number % len(PALETTE)]
       handles[row.name] = panel.errorbar(

@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab import checks, identity, paths, pretrained, source_network, teachers, transplant
-from transferlab.data import encoding, labels, preprocessing
+from transferlab import checks, identity, paths, pretrained, rows, source_network, teachers, transplant
+from transferlab.data import encoding, labels, preprocessing, tokens
 from transferlab.data.loader import Order
 from transferlab.data.sources import Loaded, load
 from transferlab.errors import UserError
@@ -72,17 +72,25 @@ class Prepared:
     """What determines the results; see identity.py."""
     return identity.of(self)
 
+  @property
+  def rows(self) -> int:
+    """Of a batch, as many as the devices divide."""
+    return _rows(self.run)
+
   def order(self) -> Order:
     """Which training example stands where."""
-    from transferlab.training import parallel
-
     data, rows = self.run.target.data, self.loaded.splits['train']
+    if self.loaded.streams:
+      return Order(self.loaded.count(self.record), data.batch_size, self.rows, self.seed, streams=True)
     classes = self.loaded.examples.strata[rows].astype('int32') if data.sampling == 'balanced' else None
-    chosen = parallel.devices(self.run.parallel)
-    padded = -(-data.batch_size // len(chosen)) * len(chosen)
     sets, quotas = self.loaded.groups, self.loaded.quotas
-    order = Order(sum(quotas) or len(rows), data.batch_size, padded, self.seed, data.last_batch, classes)
-    return order if sets is None else dataclasses.replace(order, groups=sets[rows], quotas=quotas)
+    order = Order(sum(quotas) or len(rows), data.batch_size, self.rows, self.seed, data.last_batch, classes)
+    if sets is not None:
+      order = dataclasses.replace(order, groups=sets[rows], quotas=quotas)
+    if (numbers := self.record.get('tokens')) and numbers['buckets']:
+      lengths = (self.loaded.arrays(rows, self.record)['x'] >= 0).sum(axis=1)
+      order = dataclasses.replace(order, lengths=lengths, buckets=(*numbers['buckets'], numbers['length']))
+    return order
 
   def trained_parameters(self) -> int | None:
     """How many numbers of the network the optimizer may move, in any phase."""
@@ -96,7 +104,7 @@ class Prepared:
     """The validation metric that chooses."""
     info = self.loaded.info
     kinds = [own.task for task, own in info.tasks.items() if task not in info.auxiliary] or [info.task]
-    return self.run.evaluation.select or ('mean_squared_error' if kinds[0] == 'regression' else 'accuracy')
+    return self.run.evaluation.select or metrics.SELECT.get(kinds[0], 'accuracy')
 
   def score(self, values: Mapping[str, Any]) -> float:
     """That metric among measured ones, so that larger is better; minus infinity where it has no value."""
@@ -107,14 +115,23 @@ class Prepared:
     return value if metrics.higher_is_better(name) else -value
 
 
+def _rows(run: Run) -> int:
+  from transferlab.training import parallel
+
+  chosen = parallel.devices(run.parallel)
+  return -(-run.target.data.batch_size // len(chosen)) * len(chosen)
+
+
 def source_run(run: Run, spec: Source) -> Run:
   """The run that pretrains a run's source, or one of its teachers."""
   assert spec.data is not None
   return Run(
     seed=run.seed if spec.seed is None else spec.seed,
     network=spec.network or run.network,
+    source=spec.source,
     teachers=spec.teachers if isinstance(spec, Teacher) else {},
     target=Target(data=spec.data),
+    transplant=spec.transplant,
     phases=spec.phases,
     objective=spec.objective,
     balancing=spec.balancing,
@@ -135,8 +152,11 @@ def prepare(run: Run) -> Prepared:
   loaded = load(run.target.data, run.seed)
   checks.choices(run, loaded)
   record = loaded.preprocessing
-  if loaded.info.kind == 'text':
-    raise UserError(f'{run.target.data.name} holds texts, which no network reads yet; see data.hash')
+  if not record:
+    raise UserError(
+      f'{run.target.data.name} holds texts: data.tokens makes numbers of their words for networks that read texts, and '
+      'data.bag or data.hash a table for dense ones'
+    )
   if run.baseline is not None:
     checks.baseline(run, loaded)
     if run.baseline.stage is None:
@@ -207,14 +227,15 @@ def _plan(
     shapes, given = weights.variables, weights.preprocessing or {'columns': []}
   else:
     return None
+  words = weights.words if weights is not None else ()
   try:
     return transplant.plan(
       shapes,
       network.shapes(),
       run.transplant or transplant.DEFAULT_RULES,
       stages=network.stages,
-      source_names=_row_names(given, shapes),
-      target_names=_row_names(record, network.shapes()),
+      source_names=rows.of_tokens(words, shapes['params']) if words else rows.of_record(given, shapes),
+      target_names=rows.of_record(record, network.shapes()),
     )
   except UserError as error:
     if weights is None or weights.contents is None:
@@ -252,7 +273,7 @@ def _others(
   made: dict[str, Callable[[], OtherNetwork]] = {}
   own, usual = loaded.preprocessing, run.network
   if run.source is not None:
-    of = functools.partial(source_network.of, run.source, usual, source, weights, own, _categories, network, record)
+    of = functools.partial(source_network.of, run.source, usual, source, weights, own, _from_data, network, record)
     made[SOURCE] = functools.cache(of)
   for name, spec in run.teachers.items():
     place = f'config.teachers.{name}'
@@ -261,7 +282,7 @@ def _others(
       like = (
         network if spec.network is None else _network(run.model_copy(update={'network': spec.network}), loaded, own)
       )
-      return source_network.of(spec, usual, *_origin(run, spec, place), own, _categories, like, record, place)
+      return source_network.of(spec, usual, *_origin(run, spec, place), own, _from_data, like, record, place)
 
     made[name] = functools.cache(teacher)
   return made
@@ -272,14 +293,17 @@ def _network(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
   from transferlab.networks import network as networks
 
   assert run.network is not None
-  outputs = {task: own.outputs for task, own in loaded.info.tasks.items()} or loaded.info.outputs
-  options = {**(run.network.model_extra or {}), **_categories(run.network.name, record)}
+  options = {**(run.network.model_extra or {}), **_from_data(run.network.name, record)}
+  outputs: int | dict[str, int] = {task: own.outputs for task, own in loaded.info.tasks.items()}
+  if not outputs:
+    outputs = options['vocabulary'] if loaded.streams else loaded.info.outputs
   shared = None if run.network.sharing is None else run.network.sharing.model_dump()
   try:
     network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs, shared)
   except UserError as error:
     raise (error if shared is None else UserError(f'config.network.sharing: {error}')) from None
   checks.size(run.network.name, network)
+  checks.places(network, record, bool(loaded.streams))
   return network
 
 
@@ -291,10 +315,10 @@ def _phases(
   from transferlab.training.step import Asked
 
   info, data = loaded.info, run.target.data
-  rows, compile_ = len(loaded.splits['train']), run.parallel.compile
+  rows, compile_ = loaded.count(record), run.parallel.compile
   epoch = sum(loaded.quotas) or rows
   lengths = [length(phase, epoch, data.batch_size, data.last_batch) for phase in run.phases]
-  example = methods.example_of(record['input_shape'], loaded.examples.arrays['label'], data.augment, info)
+  example = methods.example_of(record, loaded.examples.arrays['label'], data.augment, info)
 
   def asked(name: str) -> Asked:
     other = others[name]()
@@ -314,6 +338,7 @@ def _phases(
     labelled=loaded.labels['train'] > 0,
     gaps=labels.gaps(loaded.examples.arrays['label'], loaded.splits['train']),
     balancing=run.balancing,
+    streams=_rows(run) if loaded.streams else 0,
   )
   checks.representation(network, stretches)
   stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
@@ -324,22 +349,23 @@ def _phases(
   return stretches, said
 
 
-def _categories(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-  """The option by which a network learns of columns that hold numbers of categories."""
+def _from_data(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+  """The options by which a network learns of columns that hold numbers of categories, or of texts' vocabulary."""
   from transferlab.networks import network as networks
 
+  known = inspect.signature(networks.network_function(name)).parameters
   codes = encoding.codes(record.get('encoding', []))
+  if ('vocabulary' in known) != ('tokens' in record):
+    ways = 'nearest: textcnn, lstm' if 'tokens' in record else 'data.tokens makes numbers of the words of texts'
+    what = 'reads no texts' if 'tokens' in record else 'reads texts, and the inputs are none'
+    raise UserError(f'config.network: {name!r} {what}; {ways}')
+  if 'tokens' in record:
+    return {'vocabulary': len(tokens.vocabulary(record['tokens']))}
   if not codes:
     return {}
-  if 'categories' not in inspect.signature(networks.network_function(name)).parameters:
+  if 'categories' not in known:
     raise UserError(f"data.categorical='embedding': network {name!r} embeds no categories; nearest: mlp")
   return {'categories': [[place, 1 + len(values)] for place, values in codes.items()]}
-
-
-def _row_names(record: Mapping[str, Any], shapes: Mapping[str, Any]) -> transplant.Names:
-  """What rows of a network on these inputs stand for; nothing where they are no tables."""
-  columns = record['columns']
-  return transplant.row_names(columns, encoding.codes(record.get('encoding', [])), shapes['params']) if columns else {}
 
 
 def start(prepared: Prepared, weights: Weights | None, taught: Mapping[str, Weights] = {}) -> Any:

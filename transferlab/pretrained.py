@@ -13,11 +13,13 @@ from typing import Any
 from transferlab import config, folder, paths
 from transferlab.errors import UserError
 from transferlab.settings import Run, Source
-from transferlab.weights import inputs, mapping
+from transferlab.weights import inputs, mapping, vector_files
 from transferlab.weights.contents import Contents
 
 # Options that say how a network is trained, and nothing of what its weights compute.
 TRAINING = ('dropout',)
+# Where vectors of words belong in a network on texts.
+EMBEDDING = 'embed/embedding'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +30,7 @@ class Weights:
     preprocessing: None where nothing is known of the images that a foreign file was trained on.
     network, options: the network that they are of and its options, where that is known.
     contents, recognised: of a foreign file; None for a run's.
+    words: what rows of the embedding stand for, where the weights are vectors of words.
     notes: sentences for the report.
   """
 
@@ -38,6 +41,7 @@ class Weights:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Contents | None = None
   recognised: mapping.Recognised | None = None
+  words: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
 
@@ -95,7 +99,8 @@ def _foreign(source: Source, where: str) -> Weights:
   if source.which != 'selected':
     raise UserError(f"{where}.which is for runs; {source.weights} is a file, whose entries 'part' names")
   contents = readers.read(source.weights, source.part)
-  recognised = None if source.names else mapping.recognise(contents)
+  words = contents.metadata.get('words', ())
+  recognised = None if source.names or words else mapping.recognise(contents)
   if recognised is not None:
     record, network, options = recognised.preprocessing, recognised.origin.network, recognised.options
   else:
@@ -106,7 +111,7 @@ def _foreign(source: Source, where: str) -> Weights:
   what += f': {recognised}' if recognised else ''
   also = ', '.join(f'{name} ({count} arrays)' for name, count in contents.others.items())
   notes = [*contents.notes, *([f'the file also holds {also}: {where}.part takes another entry'] if also else [])]
-  return Weights({}, record, what, network, options, contents, recognised, tuple(notes))
+  return Weights({}, record, what, network, options, contents, recognised, words, tuple(notes))
 
 
 def completed(run: Run, weights: Weights) -> tuple[Run, list[str]]:
@@ -164,6 +169,10 @@ def as_network(weights: Weights, source: Source, like: Mapping[str, Any]) -> Wei
   by_shape = source.match == 'shapes'
   if weights.recognised is not None:
     mapped = weights.recognised.mapped
+  elif weights.words:
+    rules = source.names or [(vector_files.NAME, EMBEDDING, 'same')]
+    leaf = weights.contents.tensors[vector_files.NAME]
+    mapped = mapping.by_names(weights.contents, rules, {'params': {'embed': {'embedding': leaf}}, 'stats': {}})
   elif source.names or by_shape:
     mapped = mapping.by_names(weights.contents, source.names, like, by_shape=by_shape)
   else:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,6 +38,11 @@ def mesh_of(prepared: Prepared) -> Any:
 def arrays_of(record: Mapping[str, Any]) -> dict[str, Any]:
   """A preprocessing record as the arrays that the compiled functions take."""
   return {name: jnp.asarray(record[name], jnp.float32) for name in ('shift', 'scale')}
+
+
+def buckets_of(prepared: Prepared) -> list[int]:
+  """The lengths to which batches of texts are cut."""
+  return prepared.record.get('tokens', {}).get('buckets', [])
 
 
 def split(prepared: Prepared, name: str) -> tuple[np.ndarray, Any, np.ndarray]:
@@ -83,20 +89,25 @@ def validation(runs: Sequence[Prepared]) -> Validation | None:
   population, info, name = len(runs) > 1, first.loaded.info, first.select_metric()
   parts = [split(run, 'validation')[:2] for run in runs]
   records = [arrays_of(run.record) for run in runs]
-  x = np.stack([part[0] for part in parts]) if population else parts[0][0]
+  x: Any = parts[0][0]
+  if population:
+    x = jax.tree.map(lambda *leaves: np.stack(leaves), *[part[0] for part in parts])
   record = {k: jnp.stack([r[k] for r in records]) for k in records[0]} if population else records[0]
   tasks = [own.task for own in info.tasks.values()] or [info.task]
   usual = [each for task in tasks for each in metrics.CHEAP[task]]
   names = list(dict.fromkeys([name, *usual]))
-  mesh, batch_size = mesh_of(first), min(first.run.evaluation.batch_size, x.shape[1 if population else 0])
+  mesh, count = mesh_of(first), jax.tree.leaves(x)[0].shape[1 if population else 0]
+  batch_size = min(first.run.evaluation.batch_size, count)
 
   features: dict[str, Any] = {}  # what the frozen stages of a phase give, for one phase at a time
 
   def judge(variables: Any, stretch: Stretch) -> list[dict[str, Any]]:
     predict = functools.partial(evaluate.predict, first.network, variables, record)
     prefix, ways = stretch.prefix, (batch_size, mesh, population)
-    if prefix is None or sum(len(part[0]) for part in parts) * prefix.each > FEATURES:
-      outputs = predict(x, *ways)
+    if info.task == 'next_token':
+      outputs = evaluate.next_tokens(first.network, variables, x, population)
+    elif prefix is None or sum(len(part[0]) for part in parts) * prefix.each > FEATURES:
+      outputs = predict(x, *ways, buckets=buckets_of(first))
     else:
       if stretch.name not in features:
         features.clear()
@@ -112,10 +123,13 @@ def _member(outputs: Any, number: int) -> Any:
   return {task: own[number] for task, own in outputs.items()} if isinstance(outputs, Mapping) else outputs[number]
 
 
-def outputs_on(prepared: Prepared, variables: Any, x: np.ndarray) -> Any:
-  """The network's outputs on raw inputs."""
+def outputs_on(prepared: Prepared, variables: Any, x: Any) -> Any:
+  """The network's outputs on raw inputs; of a language model how likely each next token was."""
+  if isinstance(x, Mapping):
+    return evaluate.next_tokens(prepared.network, variables, x)
   batch_size = min(prepared.run.evaluation.batch_size, len(x))
-  return evaluate.predict(prepared.network, variables, arrays_of(prepared.record), x, batch_size, mesh_of(prepared))
+  record, buckets = arrays_of(prepared.record), buckets_of(prepared)
+  return evaluate.predict(prepared.network, variables, record, x, batch_size, mesh_of(prepared), buckets=buckets)
 
 
 def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, Any, np.ndarray]]:
@@ -364,6 +378,8 @@ def write_predictions(path: Path, outputs: Any, ids: np.ndarray, info: Info, lab
     for task, own in info.tasks.items():
       write_predictions(path.with_name(f'{path.stem}_{task}.csv'), outputs[task], ids, own, label and label[task])
     return
+  if info.task == 'next_token':
+    return  # a row for every token would be larger than the text
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   regression = info.task == 'regression'

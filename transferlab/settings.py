@@ -64,6 +64,12 @@ class Source(Schema):
   balancing: Balancing | None = pydantic.Field(
     None, description='how the losses of several tasks combine; None: they are added', json_schema_extra=LATER
   )
+  source: 'Source | None' = pydantic.Field(
+    None, description='where it starts itself, where it is pretrained here', json_schema_extra=LATER
+  )
+  transplant: TransplantRules | None = pydantic.Field(
+    None, description='rules for what it takes from there; None: all but the head', json_schema_extra=LATER
+  )
   network: NetworkSpec | None = pydantic.Field(None, description="None: the target's network, with a head of its own")
   seed: Seed | None = pydantic.Field(None, description="None: the run's seed")
   weights: str | None = pydantic.Field(
@@ -95,8 +101,10 @@ class Source(Schema):
       raise ValueError('give either data (and phases) or weights')
     if self.data is not None and not self.phases:
       raise ValueError('with data it needs phases')
-    if self.weights is not None and (self.phases or self.objective or self.balancing):
-      raise ValueError('what has weights has no phases, no objective and no balancing')
+    if self.weights is not None and (self.phases or self.objective or self.balancing or self.source):
+      raise ValueError('what has weights has no phases, no objective, no balancing and no source')
+    if self.transplant is not None and self.source is None:
+      raise ValueError('a transplant needs a source')
     if self.weights is not None and self.network and not isinstance(self, Teacher):
       raise ValueError("a source with weights has no network of its own: they go into the target's")
     if self.weights is None and (self.part or self.names or self.match != 'names'):
@@ -159,7 +167,7 @@ class Run(Schema):
   transplant: TransplantRules | None = pydantic.Field(
     None,
     description="rules (pattern, 'copy' | 'copy:SOURCE PATH' | 'partial' | 'classes:3,7' | 'channels:sum|tile|zero' | "
-    "'columns' | 'init'); None: all but the head",
+    "'columns' | 'tokens[:mean|zero]' | 'init'); None: all but the head",
   )
   phases: list[Phase] = pydantic.Field([], description='what moves, when, and how fast')
   objective: Terms | None = pydantic.Field(None, description='weighted terms; None: the usual loss of each task')

@@ -6,7 +6,7 @@ What the source answers, what its weights matter to it, and what is left of it a
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transferlab import config, paths, pretrained, transplant
 from transferlab.data import preprocessing
@@ -116,10 +116,9 @@ def _rebuilt(
 def _check_inputs(network: 'Network', shape: Sequence[int], where: str) -> None:
   """That the network runs on inputs of this shape."""
   import jax
-  import jax.numpy as jnp
 
   try:
-    jax.eval_shape(network.apply, network.shapes(), jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    jax.eval_shape(network.apply, network.shapes(), network.example(2, shape))
   except (TypeError, ValueError) as error:
     raise UserError(
       f"{where}, which cannot be run on the target's inputs {list(shape)}: {str(error).splitlines()[0]}"
@@ -242,6 +241,8 @@ def _information(source: 'Prepared', weights: Weights, choice: 'FisherChoice', s
   from transferlab.data.sources import centred
   from transferlab.objectives import importance
 
+  if source.loaded.info.task == 'next_token':
+    raise UserError('config.objective: ewc needs a source with labels, and this one is a language model')
   rows = source.loaded.splits['train']
   if choice.labels == 'empirical':
     rows = rows[labels.present(source.loaded.examples.arrays['label'])[rows]]
@@ -254,7 +255,7 @@ def _information(source: 'Prepared', weights: Weights, choice: 'FisherChoice', s
     record,
     centred(arrays['x'], source.loaded.crop),
     arrays['label'],
-    task=source.loaded.info.task,
+    task=cast(importance.Task, source.loaded.info.task),
     labels=choice.labels,
     seed=seed,
   )

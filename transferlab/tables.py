@@ -124,7 +124,7 @@ def legend(summary: Summary) -> list[str]:
     lines.append(
       f'Δm: mean over tasks of the relative difference in {table.metric} to networks of one task ({alone}) of the same '
       f'{table.repeats}, better is positive (Maninis et al. 2019); Δ of a task: whether learning the others as well '
-      'helped it.'
+      f'helped it. {", ".join(table.single.values())}: not compared, since their mean counts heads that did not train.'
     )
   if any(row.forgotten is not None for row in rows):
     lines.append(

@@ -9,20 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transferlab import paths
+from transferlab import paths, rows
 from transferlab.errors import UserError, nearest, unknown
 
 DEFAULT_RULES = [('head', 'init'), ('.*', 'copy')]
 ACTIONS = (
-  "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'columns'", "'init'",
+  "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'columns'",
+  "'tokens[:mean|zero]'", "'init'",
 )  # fmt: skip
 # Actions on one leaf, and whether something stands behind their colon.
 FORMS = {
   ('copy', False), ('copy', True), ('partial', False), ('classes', True), ('channels', True), ('init', False),
 }  # fmt: skip
-# What rows of leaves stand for, by path; '' is for a first layer [columns, features], whatever its path.
-Names = Mapping[str, Sequence[str]]
-NOTHING: Names = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +29,12 @@ class Origin:
 
   Attributes:
     kind: 'params' or 'stats'.
-    action: 'copy', 'columns' (rows matched by the names of columns or categories), 'classes' (the outputs of chosen
-      classes), 'channels' (another number of input channels) or 'init'.
+    action: 'copy', 'columns' (rows matched by the names of columns or categories), 'tokens' (rows, or outputs, matched
+      by the tokens of two vocabularies), 'classes' (the outputs of chosen classes), 'channels' (another number of input
+      channels) or 'init'.
     source: path of the source leaf; None for 'init'.
-    rows: for 'columns', pairs (target row, source row); for 'classes', pairs (target class, source class).
-    way: for 'channels', 'sum', 'tile' or 'zero'.
+    rows: for 'columns' and 'tokens', pairs (target row, source row); for 'classes', pairs (target class, source class).
+    way: for 'channels', 'sum', 'tile' or 'zero'; for 'tokens' what new rows become: 'mean', 'zero', '' their own.
     foreign: the leaf's name in the file it comes from, where that is none of ours.
   """
 
@@ -81,8 +80,8 @@ def plan(
   target: Mapping[str, Any],
   rules: Sequence[tuple[str, str]],
   *,
-  source_names: Names = NOTHING,
-  target_names: Names = NOTHING,
+  source_names: rows.Names = rows.NOTHING,
+  target_names: rows.Names = rows.NOTHING,
   stages: Sequence[str] = (),
 ) -> Plan:
   """Decides where every target leaf comes from.
@@ -96,8 +95,10 @@ def plan(
         'classes:3,7'    the outputs of these classes of the source, in this order
         'channels:WAY'   a convolution on another number of input channels, see `with_channels`
         'columns'        rows of a first layer [columns, features] or of embeddings [categories, features], by name
+        'tokens[:WAY]'   rows of an embedding of tokens, or a language model's outputs, by token; WAY is what new ones
+                         become: their own initialisation, the 'mean' of all of the source's, or 'zero'
         'init'           its own initialisation
-    source_names, target_names: what rows of tables' networks stand for (`row_names`).
+    source_names, target_names: what rows of networks on tables and texts stand for (rows.py).
     stages: the target's stages, for error messages.
 
   Raises:
@@ -111,15 +112,15 @@ def plan(
   for path, action in actions.items():
     pattern = next(p for p, _ in rules if paths.matches(p, path))
     leaf = wanted['params'][path]
-    if action == 'columns':
-      origin, said = _by_name(path, given['params'], leaf, source_names, target_names)
+    if action.partition(':')[0] in ('columns', 'tokens'):
+      origin, said = _by_name(path, action, given['params'], leaf, source_names, target_names)
       notes += said
     else:
       origin = _origin('params', path, pattern, action, given['params'], leaf)
     origins.append(origin)
   for path, leaf in wanted['stats'].items():
     pattern, action = next(((p, a) for p, a in rules if paths.matches(p, path)), ('', 'init'))
-    action = 'init' if action == 'columns' else action
+    action = 'init' if action.partition(':')[0] in ('columns', 'tokens') else action
     origins.append(_origin('stats', path, pattern, action, given['stats'], leaf))
   notes += _partly(origins, rules)
   used = {origin.source for origin in origins}
@@ -254,55 +255,39 @@ def _renamed(path: str, pattern: str, template: str) -> str:
     raise UserError(f'config.transplant: template {template!r} does not fit pattern {pattern!r}: {error}') from None
 
 
-def row_names(columns: Sequence[str], categories: Mapping[int, Sequence[str]], shapes: Mapping[str, Any]) -> Names:
-  """What rows of a table's network stand for, by path.
-
-  Args:
-    columns: names of the encoded columns.
-    categories: the values of each column that is embedded, by its position.
-    shapes: the parameters of a network whose stage 'embed' holds their tables, in front of the first layer.
-  """
-  names, embedded, flat = {}, [], paths.flatten(shapes)
-  for place, values in categories.items():
-    path, column = f'embed/column{place}/embedding', columns[place]
-    if path not in flat:
-      return {}  # one's own network, which embeds in its own way
-    names[path] = [f'{column}, missing or unseen', *(f'{column}={value}' for value in values)]
-    embedded += [f'{column}, feature {number}' for number in range(flat[path].shape[1])]
-  return {**names, '': [name for place, name in enumerate(columns) if place not in categories] + embedded}
-
-
 def _by_name(
-  path: str, given: Mapping[str, Any], leaf: Any, source_names: Names, target_names: Names
+  path: str, action: str, given: Mapping[str, Any], leaf: Any, source_names: rows.Names, target_names: rows.Names
 ) -> tuple[Origin, list[str]]:
   """The origin of a leaf whose rows are matched by name, and what to say of it."""
-  if not source_names or not target_names:
-    raise UserError(f"config.transplant: {path}: 'columns' needs tables with column names on both sides")
-  shape, dtype, name, mine = tuple(leaf.shape), str(leaf.dtype), path, target_names.get(path, target_names[''])
-  if path in target_names:
-    # The first row of a table of embeddings says of which column it is, wherever that stands in the source.
-    found = [there for there, names in source_names.items() if there and names[0] == mine[0]]
-    if not found:
-      return Origin('params', path, 'init', None, shape, dtype), [f'{path}: the source has no such column: initialised']
-    name = found[0]
-  values = _theirs(name, path, given, dtype)
-  known, theirs = source_names.get(name, source_names['']), tuple(values.shape)
-  if len(shape) != 2 or shape[1:] != theirs[1:] or shape[0] != len(mine) or theirs[0] != len(known):
-    raise UserError(
-      f"config.transplant: {path}: 'columns' is for a first layer [columns, features] or a table of embeddings; here "
-      f'{shape} for {len(mine)} rows, the source {theirs} for {len(known)}'
-      + ('; give network.embedding, the number of features' if path in target_names else '')
-    )
-  places = {row: place for place, row in enumerate(known)}
-  rows = tuple((place, places[row]) for place, row in enumerate(mine) if row in places)
-  if not rows:
-    raise UserError(f'config.transplant: {path}: source and target have no column in common')
-  new, gone = [row for row in mine if row not in places], [row for row in known if row not in mine]
-  return Origin('params', path, 'columns', name, shape, dtype, rows), [
-    f'{path}: rows matched by name: {len(rows)}',
-    f'{path}: new in the target, initialised: {", ".join(new) or "none"}',
-    f'{path}: of the source not used: {", ".join(gone) or "none"}',
-  ]
+  verb, colon, way = action.partition(':')
+  if colon and (verb == 'columns' or not way or way not in NEW):
+    raise unknown(f'config.transplant: action for {path}', action, ['columns', 'tokens', 'tokens:mean', 'tokens:zero'])
+  shape, dtype = tuple(leaf.shape), str(leaf.dtype)
+  if verb == 'columns':
+    name, pairs, said = rows.by_column(path, given, leaf, source_names, target_names)
+    if not pairs:
+      return Origin('params', path, 'init', None, shape, dtype), said
+  else:
+    _theirs(path, path, given, dtype)
+    name, (pairs, sentence) = path, rows.by_token(path, given, leaf, source_names, target_names)
+    said = [f'{sentence}; new ones are {NEW[way]}']
+  theirs = _theirs(name, path, given, dtype)
+  return Origin('params', path, verb, name, shape, dtype, pairs, way, getattr(theirs, 'origin', '')), said
+
+
+# What the rows of new tokens become.
+NEW = {'': 'initialised', 'mean': "the mean of the source's", 'zero': 'zero'}
+
+
+def _with_tokens(origin: Origin, theirs: Any, own: Any) -> Any:
+  """The target's leaf with the rows that it takes from the source."""
+  import jax.numpy as jnp
+
+  axis = rows.token_axis(origin.path)
+  theirs, own = (jnp.moveaxis(jnp.asarray(leaf), axis, 0) for leaf in (theirs, own))
+  start = {'': own, 'mean': jnp.broadcast_to(theirs.mean(axis=0), own.shape), 'zero': jnp.zeros_like(own)}[origin.way]
+  mine, places = (jnp.array(numbers) for numbers in zip(*origin.rows))
+  return jnp.moveaxis(start.at[mine].set(theirs[places]), 0, axis)
 
 
 def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,8 +301,11 @@ def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> d
       values[origin.kind][origin.path] = jnp.asarray(given[origin.kind][str(origin.source)])
     elif origin.action == 'columns':
       mine, theirs = zip(*origin.rows)
-      rows = jnp.asarray(given[origin.kind][str(origin.source)])[jnp.array(theirs)]
-      values[origin.kind][origin.path] = values[origin.kind][origin.path].at[jnp.array(mine)].set(rows)
+      taken = jnp.asarray(given[origin.kind][str(origin.source)])[jnp.array(theirs)]
+      values[origin.kind][origin.path] = values[origin.kind][origin.path].at[jnp.array(mine)].set(taken)
+    elif origin.action == 'tokens':
+      own = values[origin.kind][origin.path]
+      values[origin.kind][origin.path] = _with_tokens(origin, given[origin.kind][str(origin.source)], own)
     elif origin.action == 'classes':
       numbers = jnp.array([number for _, number in origin.rows])
       values[origin.kind][origin.path] = jnp.asarray(given[origin.kind][str(origin.source)])[..., numbers]
@@ -338,7 +326,9 @@ def carried(made: Plan, values: Mapping[str, Any], params: Mapping[str, Any]) ->
   import jax
   import jax.numpy as jnp
 
-  only = dataclasses.replace(made, origins=tuple(origin for origin in made.origins if origin.kind == 'params'))
+  # New rows of a vocabulary have none, whatever they are made of.
+  origins = (dataclasses.replace(o, way='') if o.action == 'tokens' else o for o in made.origins if o.kind == 'params')
+  only = dataclasses.replace(made, origins=tuple(origins))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(params))
   return start_point(made, apply(only, {'params': values}, {'params': zeros})['params'])
 
@@ -357,6 +347,9 @@ def returned(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -
     old, new = values[origin.kind].get(str(origin.source)), trained[origin.kind][origin.path]
     if origin.action == 'copy':
       values[origin.kind][str(origin.source)] = jnp.asarray(new)
+    elif origin.action == 'tokens':
+      back = dataclasses.replace(origin, rows=tuple((theirs, mine) for mine, theirs in origin.rows), way='')
+      values[origin.kind][str(origin.source)] = _with_tokens(back, new, old)
     elif origin.action in ('columns', 'classes'):
       mine, theirs = (jnp.array(places) for places in zip(*origin.rows))
       places = (theirs,) if origin.action == 'columns' else (..., theirs)

@@ -95,8 +95,8 @@ def test_places_are_averaged_or_laid_side_by_side_as_pytorch_has_them(convolutio
 
 def test_widths_are_counted_without_computing_anything(convolutional):
   network, _ = convolutional
-  mean = features.widths(network, network.stages, (8, 8, 2), 'mean')
-  flat = features.widths(network, network.stages, (8, 8, 2), 'flat')
+  mean = features.widths(network, network.stages, jax.ShapeDtypeStruct((1, 8, 8, 2), np.float32), 'mean')
+  flat = features.widths(network, network.stages, jax.ShapeDtypeStruct((1, 8, 8, 2), np.float32), 'flat')
   assert mean == {'block1': 3, 'block2': 6, 'dense': 5, 'head': 4}
   assert flat == {'block1': 4 * 4 * 3, 'block2': 2 * 2 * 6, 'dense': 5, 'head': 4}
 

@@ -137,7 +137,7 @@ def test_regression_metrics_agree_with_scikit_learn_for_one_and_several_targets(
   for targets in (1, 3):
     predictions, labels = RANDOM.normal(size=(2, 50, targets))
     labels = labels * 3 + 1
-    values = metrics.compute(metrics.METRICS['regression'], predictions, labels, 'regression')
+    values = metrics.compute(metrics.DEFAULTS['regression'], predictions, labels, 'regression')
     assert values == pytest.approx(
       {
         'mean_absolute_error': sklearn.metrics.mean_absolute_error(labels, predictions),
@@ -178,6 +178,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(name, task, offered):
 
 def test_errors_are_better_when_lower_and_what_is_no_number_cannot_be_compared():
   losses = {'log_loss', 'calibration_error', 'mean_absolute_error', 'mean_squared_error'}
+  losses |= {'perplexity', 'bits_per_character'}
   names = {name for task in metrics.METRICS.values() for name in task} - {'confusion_matrix', 'top_k'}
   assert {name for name in names if not metrics.higher_is_better(name)} == losses
   assert metrics.higher_is_better('top_5')
@@ -192,7 +193,8 @@ def test_defaults_exist_and_are_measured_without_scikit_learn():
     'import sys\n'
     'from transferlab.evaluation import metrics\n'
     'for task, names in metrics.DEFAULTS.items():\n'
-    '  outputs = [[0.0, 1.0], [2.0, 1.0]] if task == "classification" else [0.5, -1.0]\n'
+    '  several = task in ("classification", "next_token")\n'
+    '  outputs = [[0.0, 1.0], [2.0, 1.0]] if several else [0.5, -1.0]\n'
     '  values = metrics.compute(names, outputs, [0, 1], task)\n'
     '  assert None not in values.values(), values\n'
     'assert "sklearn" not in sys.modules and "jax" not in sys.modules\n'

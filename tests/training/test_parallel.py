@@ -20,7 +20,7 @@ def _stretch(name, options):
   network = networks.build(name, options, (SIDE, SIDE, 3), 3)
   info = Info('image', 'classification', ('a', 'b', 'c'))
   augment, phase = Augment(flip=True), Phase(steps=STEPS, optimizer='momentum', learning_rate=0.05)
-  example = methods.example_of((SIDE, SIDE, 3), np.zeros(1, np.int32), augment, info)
+  example = methods.example_of({'input_shape': [SIDE, SIDE, 3]}, np.zeros(1, np.int32), augment, info)
   return network, methods.stretches(network, [phase], [STEPS], None, info, augment, example)
 
 

@@ -27,7 +27,7 @@ class Info:
   """
 
   kind: Literal['image', 'table', 'text']
-  task: Literal['classification', 'binary', 'regression']
+  task: Literal['classification', 'binary', 'regression', 'next_token']
   classes: tuple[str, ...] = ()
   columns: tuple[str, ...] = ()
   targets: tuple[str, ...] = ()
@@ -43,7 +43,10 @@ class Info:
 
   @property
   def outputs(self) -> int:
-    """How many outputs a network for this task has (of the first task, where there are several)."""
+    """How many outputs a network for this task has (of the first task, where there are several).
+
+    Of a language model it is the vocabulary that says, which belongs to the preprocessing.
+    """
     return {'classification': len(self.classes), 'binary': 1, 'regression': len(self.targets)}[self.task]
 
 
@@ -74,10 +77,10 @@ class Examples:
 
   @property
   def strata(self) -> np.ndarray:
-    """int [N]: the class of each example by the first label column; zeros for regression."""
+    """int [N]: the class of each example by the first label column; zeros where there are no classes."""
     label = self.arrays['label']
     label = next(iter(label.values())) if isinstance(label, Mapping) else label
-    return np.zeros(len(self), np.int64) if self.info.task == 'regression' else label
+    return np.zeros(len(self), np.int64) if self.info.task in ('regression', 'next_token') else label
 
 
 def _rows(value: Any, indices: np.ndarray) -> Any:
@@ -131,7 +134,7 @@ def digest(examples: Examples) -> str:
     if isinstance(array, Column):
       total.update(array.digest.encode())
     elif array.dtype.kind == 'O':
-      total.update('\0'.join(array).encode())
+      total.update('\0'.join(array).encode('utf-8', 'surrogatepass'))
     else:
       total.update(np.ascontiguousarray(array).data)
   return total.hexdigest()

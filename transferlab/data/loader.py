@@ -55,6 +55,29 @@ def mixed_order(
   return order
 
 
+def bucketed(
+  order: Int[np.ndarray, ' count'], lengths: np.ndarray, batch_size: int, first: int, epoch: int, seed: int
+) -> Int[np.ndarray, ' count']:
+  """The order of an epoch, changed so that batches hold examples of like lengths.
+
+  Of every `POOL` batches the examples are sorted by length and dealt out again; then all full batches are shuffled.
+
+  Args:
+    lengths: of all examples.
+    first: places until the first batch begins: the last one of the epoch before ends there.
+  """
+  rest = order[first:]
+  pools = [rest[start : start + POOL * batch_size] for start in range(0, len(rest), POOL * batch_size)]
+  rest = np.concatenate([pool[np.argsort(lengths[pool], kind='stable')] for pool in pools]) if len(rest) else rest
+  full = len(rest) // batch_size
+  shuffled = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(full)
+  batches = rest[: full * batch_size].reshape(full, batch_size)[shuffled]
+  return np.concatenate([order[:first], batches.reshape(-1), rest[full * batch_size :]])
+
+
+POOL = 50  # batches whose examples are sorted by length together
+
+
 @dataclasses.dataclass(frozen=True)
 class Order:
   """Which training example stands where in every batch of a run.
@@ -68,6 +91,10 @@ class Order:
     views: how many versions of each example there are of what the arrays hold under 'seen', one version of all examples
       after the other; epochs take them in turn.
     groups, quotas: [examples] the set that each comes from, and how many of each set an epoch holds; None otherwise.
+    lengths, buckets: [examples] how long each is, and the lengths that batches may have; those of like lengths share a
+      batch. None and () where all are of one length.
+    streams: the examples are windows of `batch_size` streams, one after another, stream by stream: each place of a
+      batch goes on where it stood in the batch before.
   """
 
   count: int
@@ -79,6 +106,9 @@ class Order:
   views: int = 1
   groups: np.ndarray | None = None
   quotas: tuple[int, ...] = ()
+  streams: bool = False
+  lengths: np.ndarray | None = None
+  buckets: tuple[int, ...] = ()
 
   @property
   def examples(self) -> int:
@@ -88,7 +118,11 @@ class Order:
   def epoch(self, epoch: int) -> np.ndarray:
     """[count] example numbers in the order of one epoch."""
     labels, groups = (None if own is None else own.astype(np.int32).tobytes() for own in (self.labels, self.groups))
-    return _epoch(self.count, epoch, self.seed, labels, groups, self.quotas)
+    order = _epoch(self.count, epoch, self.seed, labels, groups, self.quotas)
+    if self.lengths is None:
+      return order
+    first = -(epoch * self.count) % self.batch_size if self.last_batch == 'carry' else 0
+    return bucketed(order, self.lengths, self.batch_size, first, epoch, self.seed)
 
   def batches(self, start: int, count: int) -> dict[str, Any]:
     """Steps `start` … `start + count − 1` as rows into the training examples.
@@ -96,11 +130,14 @@ class Order:
     Returns:
       'row' [count, rows], 'place' in the global batch, 'view' (the epoch: how often the example was seen before),
       'mask' (real or padding), which is None where no batch of the whole run has padding; and 'seen', the row among
-      versions, where there are several.
+      versions, where there are several; of streams also 'fresh', 1 where they begin; and where there are buckets
+      'length' [count], the shortest that holds the whole batch.
     """
     steps = np.arange(start, start + count)[:, None]
     place = np.broadcast_to(np.arange(self.rows), (count, self.rows))
     mask = place < self.batch_size
+    if self.streams:
+      return self._of_streams(steps, place, mask)
     if self.last_batch == 'carry':
       position = steps * self.batch_size + place
       view, within = position // self.count, position % self.count
@@ -117,6 +154,17 @@ class Order:
     picks = {'row': row, 'place': place, 'view': view}
     if self.views > 1:
       picks['seen'] = row + self.examples * (view % self.views)
+    found = {name: value.astype(np.int32) for name, value in picks.items()} | {'mask': None if full else mask}
+    if self.lengths is not None:
+      longest = np.where(mask, self.lengths[row], 0).max(axis=1)
+      found['length'] = np.array(self.buckets)[np.searchsorted(self.buckets, longest)]
+    return found
+
+  def _of_streams(self, steps: np.ndarray, place: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    epoch, within = np.divmod(steps, self.count // self.batch_size)
+    row = np.where(mask, place * (self.count // self.batch_size) + within, 0)
+    picks = {'row': row, 'place': place, 'view': epoch + 0 * row, 'fresh': (within == 0) + 0 * row}
+    full = self.rows == self.batch_size
     return {name: value.astype(np.int32) for name, value in picks.items()} | {'mask': None if full else mask}
 
 
@@ -141,7 +189,7 @@ def gather(arrays: Mapping[str, Any], picks: Mapping[str, Any]) -> Batch:
   own, seen = ({k: v for k, v in arrays.items() if k != 'seen'}, arrays.get('seen', {}))
   taken = jax.tree.map(lambda leaf: leaf[picks['row']], own)
   taken |= jax.tree.map(lambda leaf: leaf[picks.get('seen', picks['row'])], seen)
-  return {**taken, **{name: picks[name] for name in ('row', 'mask', 'place', 'view')}}
+  return {**taken, **{name: picks[name] for name in ('row', 'mask', 'place', 'view', 'fresh') if name in picks}}
 
 
 def stream(arrays: Mapping[str, Any], order: Order, start: int, steps: int, workers: int) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transferlab.data import encoding
+from transferlab.data import encoding, texts, tokens
 from transferlab.data.columns import Column
 from transferlab.data.examples import Info
 from transferlab.errors import UserError
@@ -96,12 +96,21 @@ def _fit_encoded(x: np.ndarray, info: Info, standardize: bool, categorical: Lite
   }
 
 
+def example(record: Mapping[str, Any], rows: int) -> Any:
+  """The shape and dtype of a batch of inputs, preprocessed."""
+  import jax
+
+  return jax.ShapeDtypeStruct((rows, *record['input_shape']), np.int32 if 'tokens' in record else np.float32)
+
+
 def encoded(x: Any, info: Info, record: Mapping[str, Any]) -> Any:
-  """A raw table [N, C] as the record encodes it [N, D]; everything else as it is.
+  """A raw table [N, C] as the record encodes it [N, D]; texts as tokens or bags of words; everything else as it is.
 
   Raises:
     UserError: values are missing, and were not where the record was fitted.
   """
+  if info.kind == 'text':
+    return tokens.encode(x, record['tokens']) if 'tokens' in record else texts.bags(x, record)
   if info.kind == 'table' and 'encoding' not in record and not isinstance(x, Column) and np.isnan(x).any():
     raise UserError('values are missing in this table, and none were in the one whose preprocessing it uses')
   return encoding.encode(x, info, record['encoding']) if 'encoding' in record else x
@@ -121,8 +130,29 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return mean, np.sqrt(squares / count)
 
 
+def fit_texts(x: Sequence[str], bag: texts.Bag | None, by: tokens.Tokens | None) -> Record:
+  """The record of texts, fitted to those of the training split: as bags of words, or as tokens.
+
+  The latter holds no shift and no scale, since numbers of tokens pass as they are.
+
+  Raises:
+    UserError: neither is asked for; see `texts.fit_bag` and `tokens.fit`.
+  """
+  if bag is not None:
+    return texts.fit_bag(x, bag)
+  if by is None:
+    return Record()
+  numbers = tokens.fit(x, by)
+  return {'kind': 'text', 'shift': [], 'scale': [], 'columns': [], 'input_shape': [by.length], 'tokens': numbers}
+
+
 def apply(x: Any, shift: Any, scale: Any) -> Any:
-  """(x - shift) / scale in float32, for NumPy or jax arrays [..., C]; shift and scale: lists or arrays [C]."""
+  """(x - shift) / scale in float32, for NumPy or jax arrays [..., C]; shift and scale: lists or arrays [C].
+
+  Numbers of tokens, int32, pass as they are.
+  """
+  if x.dtype == 'int32':
+    return x
   if isinstance(shift, (list, tuple)):
     shift = np.asarray(shift, np.float32)
   if isinstance(scale, (list, tuple)):
@@ -146,12 +176,29 @@ def reuse(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record,
       f'the source was trained on {source["kind"]} data and the target is {target["kind"]} data: '
       'its preprocessing cannot be reused'
     )
+  for way in ('tokens', 'bag'):
+    if (way in source) != (way in target):
+      raise UserError(
+        f'one of source and target reads texts by data.{way}, and the other does not: the preprocessing '
+        "cannot be reused; target.preprocessing='refit' uses the target's own"
+      )
+  if 'tokens' in target or 'bag' in target:
+    return _vocabulary_of(source, target)
   record = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in target.items()}
   if 'encoding' in target:
     record = _merged(source.get('encoding', []), record)
   if target['kind'] == 'table':
     return record, _reuse_columns(source, record)
   return _image_record(source, record)
+
+
+def _vocabulary_of(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[Record, list[str]]:
+  """The record of a target's texts with the vocabulary of its source; texts are as long as the target has them."""
+  if 'bag' in source:
+    return dict(source), [f"preprocessing: the source's {len(source['columns']):,} words"]
+  known = len(tokens.vocabulary(source['tokens']))
+  numbers = {**target['tokens'], 'tokenizer': source['tokens']['tokenizer']}
+  return {**target, 'tokens': numbers}, [f"preprocessing: the source's vocabulary of {known:,} tokens"]
 
 
 def _image_record(source: Mapping[str, Any], record: Record) -> tuple[Record, list[str]]:

@@ -33,7 +33,10 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
     found['test'] = given[usual[0]]
   else:
     pool = train[labelled[train]]
-    _, test = splits.cut_test(raw.arrays['id'][pool], raw.strata[pool], data.test, data.split_seed)
+    if raw.info.task == 'next_token':
+      test = np.arange(len(pool) - max(1, round(data.test * len(pool))), len(pool))  # the text's end
+    else:
+      _, test = splits.cut_test(raw.arrays['id'][pool], raw.strata[pool], data.test, data.split_seed)
     found['test'] = pool[test]
     train = train[~np.isin(train, found['test'])]
   found = {'train': train, **found}
@@ -52,7 +55,7 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
       f'{data.name}: {(~labelled[used]).sum()} of the examples named have no label; data.train, data.validation '
       f"and data.test name other parts ({', '.join(given)}), and data.unlabelled='keep' trains on them without"
     )
-  if raw.info.task != 'regression':
+  if raw.info.classes:
     _check_slices(data, raw, found)
   return found
 
@@ -151,7 +154,13 @@ def split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
     result['validation'] = examples.official['validation']
   elif data.validation is not None and not isinstance(data.validation, str):
     pool = train[labels.present(examples.arrays['label'])[train]]
-    _, chosen = splits.validation(ids[pool], strata[pool], data.validation, seed, names)
+    if examples.info.task == 'next_token':
+      size = round(data.validation * len(pool)) if isinstance(data.validation, float) else data.validation
+      chosen = np.arange(len(pool) - min(max(1, size), len(pool) - 1), len(pool))
+    else:
+      _, chosen = splits.validation(ids[pool], strata[pool], data.validation, seed, names)
+    if not len(chosen):
+      raise UserError(f'{data.name}: of {len(pool)} training examples none can be spared for the validation split')
     result['validation'] = pool[chosen]
     train = train[~np.isin(train, pool[chosen])]
   if data.train_classes is not None:
@@ -159,6 +168,8 @@ def split(data: Data, examples: Examples, seed: int) -> dict[str, np.ndarray]:
   if data.shots is not None:
     train = train[strata[train] >= 0]
     train = train[splits.shots(ids[train], strata[train], data.shots, seed, names)]
+  elif data.fraction is not None and examples.info.task == 'next_token':
+    train = train[: max(1, round(data.fraction * len(train)))]
   elif data.fraction is not None:
     train = train[splits.share(ids[train], strata[train], data.fraction, seed)]
   return {'train': train, **result, 'test': test}

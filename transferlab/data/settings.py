@@ -15,13 +15,16 @@ from transferlab.data.augmentation import Augment
 from transferlab.data.decoding import Resize
 from transferlab.data.overlay import Overlay
 from transferlab.data.preprocessing import STATISTICS
+from transferlab.data.texts import Bag
+from transferlab.data.tokens import Tokens
 from transferlab.errors import UserError, unknown
 
 Share = Annotated[float, Field(gt=0, le=1)]
 MIXTURE = 'mixture'
 BUNDLED = ('digits', 'iris', 'wine', 'breast_cancer', 'diabetes', 'linnerud')
 TABLES = ('csv', 'tsv', 'jsonl')
-FILES = {'npz': 'npz:FILE', **{kind: f'{kind}:FILE' for kind in TABLES}, 'folder': 'folder:DIR', 'tfds': 'tfds:NAME'}
+FILES = {'npz': 'npz:FILE', **{kind: f'{kind}:FILE' for kind in TABLES}, 'text': 'text:FILE'}
+FILES |= {'folder': 'folder:DIR', 'tfds': 'tfds:NAME'}
 # Keys that only some sources have.
 ONLY = {
   ('inputs', 'label'): ('npz', 'tfds', *TABLES),
@@ -29,6 +32,7 @@ ONLY = {
   ('where',): ('npz', 'tfds', *TABLES),
   ('categorical',): ('tfds', *TABLES),
   ('hash',): ('tfds', *TABLES),
+  ('bag', 'tokens'): ('tfds', 'text', *TABLES, MIXTURE),
   ('resize',): ('folder', 'tfds'),
   ('channels', 'corrupt'): ('folder',),
   ('folder',): ('tfds',),
@@ -75,7 +79,8 @@ class Data(Schema):
 
   name: str = Field(
     description='digits, iris, wine, breast_cancer, diabetes, linnerud; npz:FILE, csv:FILE, tsv:FILE, jsonl:FILE '
-    "(several parts: 'csv:adult-{train,test}.csv'); folder:DIR of images in class folders; tfds:NAME; mixture of sets."
+    "(several parts: 'csv:adult-{train,test}.csv'); text:FILE, a text a line; folder:DIR of images in class folders; "
+    'tfds:NAME; mixture of sets.'
   )
   sets: dict[SetName, 'Data'] = Field(
     default={},
@@ -113,8 +118,13 @@ class Data(Schema):
   )
   hash: Annotated[int, Field(gt=0, le=2**20)] | None = Field(
     default=None,
-    description='Texts: counts of words, hashed into this many columns (Weinberger et al. 2009). None: strings, which '
-    'no network reads yet.',
+    description='Texts: counts of words, hashed into this many columns (Weinberger et al. 2009).',
+  )
+  bag: Bag | None = Field(
+    default=None, description='Texts: a table of the words that occur, for dense networks.', json_schema_extra=LATER
+  )
+  tokens: Tokens | None = Field(
+    default=None, description='Texts: numbers of tokens, for networks that read texts.', json_schema_extra=LATER
   )
   resize: Resize | None = Field(default=None, description='Images of folders and TFDS: the size to bring them to.')
   channels: Literal[1, 3] | None = Field(default=None, description='Images of folders; None: 3 if any has colours.')
@@ -124,10 +134,10 @@ class Data(Schema):
   train: str | None = Field(
     default=None, description="What to train on, as in TFDS: 'train[:80%]', 'train+validation'. None: 'train'."
   )
-  task: Literal['classification', 'binary', 'regression'] | None = Field(
+  task: Literal['classification', 'binary', 'regression', 'next_token'] | None = Field(
     default=None,
-    description="What to learn; 'binary' is two classes and one output. None: as the data say "
-    '(npz: whole numbers are classes, floats are for regression).',
+    description="What to learn; 'binary' is two classes and one output, 'next_token' a language model of texts. None: "
+    'as the data say (npz: whole numbers are classes, floats are for regression; text: next_token).',
   )
   half: Literal[0, 1] | None = Field(default=None, description='Use one of two disjoint halves, each of all classes.')
   classes: list[int] | None = Field(default=None, description='Use only these classes, by their original numbers.')
@@ -256,6 +266,11 @@ class Data(Schema):
       for key in keys:
         if getattr(self, key) != type(self).model_fields[key].default and kind not in kinds:
           raise ValueError(f'{key} is for {", ".join(kinds)}, and there is none in {self.name!r}')
+    ways = [key for key in ('hash', 'bag', 'tokens') if getattr(self, key) is not None]
+    if self.tokens is not None and self.tokens.buckets and self.hold == 'stream':
+      raise ValueError("tokens.buckets are for texts that are held: nearest: hold='device'")
+    if len(ways) > 1:
+      raise ValueError(f'{" and ".join(ways)} are ways to read texts that exclude each other: give one of them')
     if not self.labelled and (self.shots is not None or self.sampling == 'balanced'):
       raise ValueError('labelled=False: shots and balanced sampling draw by label; nearest: fraction')
     if self.keep_labels is not None and (not self.labelled or self.sampling == 'balanced'):
@@ -264,11 +279,22 @@ class Data(Schema):
       raise ValueError("unlabelled='keep': balanced sampling draws by label; nearest: sampling='uniform'")
     if self.unlabelled == 'keep' and (self.classes is not None or self.train_classes is not None):
       raise ValueError("unlabelled='keep': classes and train_classes choose by label, and leave no example without one")
+    if 'next_token' in (self.task, {'text': 'next_token'}.get(kind)):
+      self._check_language(kind)
     if self.statistics is not None and self.standardize:
       raise ValueError('statistics and standardize exclude each other: give one of them')
     if self.classes is not None and self.relabel and len(self.classes) < 2:
       raise ValueError('classes should name at least two, unless relabel=False')
     return self
+
+  def _check_language(self, kind: str) -> None:
+    if self.task not in (None, 'next_token'):
+      raise ValueError(f'a plain text has no labels: its task is next_token, not {self.task!r}')
+    if self.tokens is None:
+      raise ValueError("next_token needs tokens, which say what is predicted; nearest: tokens={'length': 64}")
+    odd = {'shots', 'classes', 'train_classes', 'half', 'keep_labels', 'where', 'last_batch'} & self._chosen()
+    if odd or self.sampling == 'balanced':
+      raise ValueError(f'{", ".join(sorted(odd)) or "balanced sampling"}: next_token reads texts from end to end')
 
   def _chosen(self) -> set[str]:
     """The keys that do not have their default."""
@@ -302,4 +328,4 @@ class Data(Schema):
 
 # What a mixture says for all of its sets.
 FED = {'mixing', 'auxiliary', 'standardize', 'statistics', 'augment', 'sampling', 'batch_size', 'last_batch', 'hold'}
-FED |= {'workers'}
+FED |= {'workers', 'bag', 'tokens'}

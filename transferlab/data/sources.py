@@ -8,6 +8,7 @@ loader's. Neither jax nor any library for one kind of data is imported before so
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from transferlab.data import (
   table_files,
   tables,
   tfds,
+  windows,
 )
 from transferlab.data.augmentation import centre_crop, check, output_shape
 from transferlab.data.columns import Column
@@ -35,7 +37,7 @@ from transferlab.data.examples import Examples, Info, digest
 from transferlab.data.npz import read_npz
 from transferlab.data.overlay import overlaid
 from transferlab.data.settings import BUNDLED, TABLES, Data
-from transferlab.data.texts import hashed
+from transferlab.data.texts import as_language, hashed, read_text
 from transferlab.errors import UserError, unknown
 
 __all__ = ['Data', 'Loaded', 'load']
@@ -48,7 +50,8 @@ class Loaded:
   `splits`: indices into `examples` by 'train', 'validation' (if any) and 'test'. `labels`: how many labelled
   examples 'train' and 'validation' use, and of each task under 'tasks'. `digest`: of the contents as they were read.
   `preprocessing`: fitted on the training split. `crop`: pixels of the square that networks see of an image; None: all.
-  Of a mixture, `groups` [N] are the sets that examples come from, and an epoch draws `quotas` of each.
+  Of a mixture, `groups` [N] are the sets that examples come from, and an epoch draws `quotas` of each. Of a language
+  model, training reads `streams` parts of the text side by side.
   """
 
   examples: Examples
@@ -60,16 +63,58 @@ class Loaded:
   crop: int | None = None
   groups: np.ndarray | None = None
   quotas: tuple[int, ...] = ()
+  streams: int = 0
+
+  def count(self, record: preprocessing.Record) -> int:
+    """How many training examples there are: of a language model, windows."""
+    if self.info.task != 'next_token':
+      return len(self.splits['train'])
+    return len(_training(self, json.dumps(record['tokens']))['x'])
 
   def arrays(self, rows: np.ndarray, record: preprocessing.Record) -> dict[str, Any]:
-    """'x', 'label' and 'id' of examples as training takes them: tables encoded as the record says."""
+    """'x', 'label' and 'id' of examples as training takes them: tables and texts encoded as the record says.
+
+    Of a language model the windows of its streams, see windows.py.
+    """
+    if self.info.task == 'next_token':
+      if rows is self.splits['train']:
+        return _training(self, json.dumps(record['tokens']))
+      return windows.training(self.examples.arrays['x'][rows], record['tokens'], 1)
     taken = self.examples.take(rows).arrays
+    if self.info.kind == 'text':
+      return {**taken, 'x': _read_texts(self.examples, json.dumps(record)).take(rows, axis=0)}
     return {**taken, 'x': preprocessing.encoded(taken['x'], self.info, record)}
 
   def evaluated(self, split: str | np.ndarray, record: preprocessing.Record) -> tuple[Any, Any, np.ndarray]:
-    """(x, label, id) of a split (or of rows) as evaluation takes them: encoded, and images cropped at their centre."""
-    taken = self.arrays(self.splits[split] if isinstance(split, str) else split, record)
+    """(x, label, id) of a split (or of rows) as evaluation takes them: encoded, and images cropped at their centre.
+
+    For a language model 'label' is how many characters each token stands for that is to be predicted.
+    """
+    rows = self.splits[split] if isinstance(split, str) else split
+    if self.info.task == 'next_token':
+      return *_windows(self, rows.tobytes(), json.dumps(record['tokens'])), rows
+    taken = self.arrays(rows, record)
     return centred(taken['x'], self.crop), taken['label'], taken['id']
+
+
+@functools.lru_cache(maxsize=2)
+def _read_texts(examples: Examples, record: str) -> Any:
+  """All texts as the record encodes them, remembered: every split is evaluated several times."""
+  x = preprocessing.encoded(examples.arrays['x'], examples.info, json.loads(record))
+  return x.kept() if isinstance(x, Column) and math.prod(x.shape) * x.dtype.itemsize <= KEPT else x
+
+
+@functools.lru_cache(maxsize=4)
+def _training(loaded: Loaded, record: str) -> dict[str, Any]:
+  """The windows of a training split, remembered."""
+  texts = loaded.examples.arrays['x'][loaded.splits['train']]
+  return windows.training(texts, json.loads(record), loaded.streams)
+
+
+@functools.lru_cache(maxsize=8)
+def _windows(loaded: Loaded, rows: bytes, record: str) -> tuple[Any, Any]:
+  """What a language model is evaluated on, remembered."""
+  return windows.evaluated(loaded.examples.arrays['x'][np.frombuffer(rows, np.int64)], json.loads(record))
 
 
 def centred(x: Any, crop: int | None) -> Any:
@@ -97,13 +142,13 @@ def load(data: Data, seed: int) -> Loaded:
 def _stamp(data: Data) -> tuple[tuple[int, int], ...]:
   """What changes when a file that would be read does."""
   kind, _, path = data.name.partition(':')
-  if data.sets:
-    return tuple(pair for own in data.sets.values() for pair in _stamp(own))
-  if kind in TABLES:
-    files = list(map(Path, table_files.files_of(path, cast(table_files.Kind, kind)).values()))
+  files: list[Path] = [] if data.tokens is None or data.tokens.file is None else [data.tokens.file]
+  if kind in (*TABLES, 'text'):
+    files += map(Path, table_files.files_of(path, {'text': 'txt'}.get(kind, kind)).values())
   else:
-    files = sorted(Path(path).rglob('*')) if kind == 'folder' else [Path(path)] if kind == 'npz' else []
-  return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
+    files += sorted(Path(path).rglob('*')) if kind == 'folder' else [Path(path)] if kind == 'npz' else []
+  own = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
+  return own + tuple(pair for part in data.sets.values() for pair in _stamp(part))
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,10 +172,11 @@ def _mixture(data: Data, seed: int) -> Loaded:
 
 # What a reader depends on: runs of several seeds, shots or classes share what was read.
 READ: tuple[str, ...] = ('name', 'folder', 'inputs', 'label', 'columns', 'missing', 'hash', 'resize', 'channels')
-READ += ('corrupt', 'hold', 'workers', 'unlabelled')
+READ += ('corrupt', 'hold', 'workers', 'unlabelled', 'tokens')
 # Bytes of decoded inputs up to which they stay in memory once read, though they are streamed: decoding MNIST anew in
 # every epoch takes twenty times as long as training a small network on it. Worker processes keep nothing.
 SMALL = 2**28
+KEPT = 2**30  # bytes of bags of words that are kept once they are counted
 
 
 @functools.lru_cache(maxsize=4)
@@ -169,7 +215,9 @@ def _load(data: Data, seed: int, stamp: Any) -> Loaded:
   Raises:
     UserError: the file or its contents are unfit, or there are not the classes or examples asked for.
   """
-  raw, contents = _read(Data(**{key: getattr(data, key) for key in READ}).model_dump_json(), data.task, stamp)
+  task = None if data.task == 'next_token' else data.task
+  raw, contents = _read(Data(**{key: getattr(data, key) for key in READ}).model_dump_json(), task, stamp)
+  raw = as_language(raw) if data.task == 'next_token' else raw
   _check(data, raw)
   examples = _corrupted(
     data, selection.select(data, raw), raw, seed if data.corruption_seed is None else data.corruption_seed
@@ -204,16 +252,21 @@ def _loaded(
   if info.tasks and not set(info.tasks) - set(data.auxiliary):
     raise UserError(f'{data.name}: data.auxiliary: some task has to be the one that counts')
   examples = dataclasses.replace(examples, info=dataclasses.replace(info, auxiliary=tuple(data.auxiliary)))
-  if examples.info.kind != 'text':
+  if info.kind == 'text':
+    record = preprocessing.fit_texts(examples.arrays['x'][indices['train']], data.bag, data.tokens)
+  else:
     standardize = info.kind == 'table' and data.hash is None if data.standardize is None else data.standardize
     train = examples.arrays['x'].take(indices['train'], axis=0)
     gaps = _has_gaps(examples) if gaps is None else gaps
-    record = preprocessing.fit(train, examples.info, standardize, data.statistics, data.categorical, gaps)
-    if examples.info.kind == 'image':
+    record = preprocessing.fit(train, info, standardize, data.statistics, data.categorical, gaps)
+    if info.kind == 'image':
       record['input_shape'] = list(output_shape(data.augment, tuple(record['input_shape'])))
+  if data.tokens is not None and data.tokens.file:
+    contents = hashlib.blake2b(f'{contents} {record["tokens"]["tokenizer"]}'.encode(), digest_size=16).hexdigest()
   counted = {name: rows for name, rows in indices.items() if name in ('train', 'validation')}
   counted = labels.counts(examples.arrays['label'], counted)
-  return Loaded(examples, indices, examples.info, contents, counted, record, data.augment.crop, groups, quotas)
+  streams = data.batch_size if info.task == 'next_token' else 0
+  return Loaded(examples, indices, examples.info, contents, counted, record, data.augment.crop, groups, quotas, streams)
 
 
 def _with_labels_kept(data: Data, examples: Examples, rows: np.ndarray, seed: int) -> Examples:
@@ -261,8 +314,12 @@ def _check(data: Data, raw: Examples) -> None:
         raise UserError(f'data.{name} needs classes, and {data.name} is for regression')
   if info.tasks and data.classes is not None:
     raise UserError('data.classes selects from one label column, and data.label names several')
-  if info.kind == 'text' and data.noise:
-    raise UserError(f'data.noise is for numbers, and {data.name} holds texts')
+  for name in ('noise', 'standardize') if info.kind == 'text' else ():
+    if getattr(data, name):
+      raise UserError(f'data.{name} is for numbers, and {data.name} holds texts')
+  for name in ('tokens', 'bag') if info.kind != 'text' else ():
+    if getattr(data, name) is not None:
+      raise UserError(f'data.{name} is for texts, and the inputs of {data.name} are none')
   _check_fed(data, raw)
   if data.task not in (None, info.task) and (data.task, info.task) != ('binary', 'classification'):
     raise UserError(f'data.task={data.task!r}: the labels of {data.name} are for {info.task}')
@@ -285,7 +342,12 @@ def _npz(data: Data) -> Examples:
   """Arrays of one's own: x and y, or x_train, y_train, x_test and y_test."""
   if isinstance(data.inputs, list):
     raise UserError('data.inputs: one key of the npz file is needed, not a list')
-  return read_npz(data.name.partition(':')[2], data.inputs, data.label, data.task, data.unlabelled == 'keep')
+  return read_npz(data.name.partition(':')[2], data.inputs, data.label, cast(Any, data.task), data.unlabelled == 'keep')
+
+
+def _text(data: Data) -> Examples:
+  """Lines of a plain file, for language models."""
+  return read_text(data.name.partition(':')[2])
 
 
 def _folder(data: Data) -> Examples:
@@ -308,7 +370,7 @@ def _table(data: Data) -> Examples:
     cast(table_files.Kind, kind),
     label=data.label,
     inputs=inputs,
-    task=data.task,
+    task=cast(Any, data.task),
     columns=data.columns,
     unlabelled=data.unlabelled == 'keep',
     **given,
@@ -319,6 +381,7 @@ SOURCES: Mapping[str, Callable[[Data], Examples]] = {
   **{name: (lambda data: bundled.READERS[data.name]()) for name in BUNDLED},
   **dict.fromkeys(TABLES, _table),
   'npz': _npz,
+  'text': _text,
   'folder': _folder,
   'tfds': _tfds,
 }

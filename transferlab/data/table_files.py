@@ -24,7 +24,7 @@ class Part:
   columns: dict[str, Sequence[str | None]]
 
 
-def files_of(spec: str, kind: Kind) -> dict[str, str]:
+def files_of(spec: str, kind: str) -> dict[str, str]:
   """Paths by the name of the part; the one of a plain file is ''."""
   if Path(spec).is_dir():
     paths = {name: Path(spec) / f'{name}.{kind}' for name in PARTS}
@@ -45,7 +45,7 @@ def files_of(spec: str, kind: Kind) -> dict[str, str]:
 
 def read_part(path: str, kind: Kind) -> Part:
   """The columns of a file. Raises `UserError` where it is missing, damaged, ragged or empty."""
-  text = _text(path)
+  text = read_utf8(path)
   if not text.strip():
     raise UserError(f'{path} is empty')
   part = _objects(text, path) if kind == 'jsonl' else _rows(text, path, kind)
@@ -57,7 +57,7 @@ def read_part(path: str, kind: Kind) -> Part:
   return part
 
 
-def _text(path: str) -> str:
+def read_utf8(path: str) -> str:
   """The file, decoded. Raises `UserError` where it is not there, or is not UTF-8."""
   file = Path(path)
   if not file.is_file():

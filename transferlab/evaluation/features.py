@@ -18,7 +18,7 @@ from transferlab.data import preprocessing
 from transferlab.data.loader import evaluation_batches
 from transferlab.errors import UserError, unknown
 from transferlab.evaluation.baselines import ALL
-from transferlab.networks import layers
+from transferlab.networks import layers, sequences
 from transferlab.networks.network import Network
 from transferlab.training import parallel
 
@@ -43,10 +43,8 @@ def pooled(value: Any, pool: Pool) -> Float[Array, 'batch features']:
     value: [batch, …, features], or a dict that holds it under 'x'.
     pool: 'mean' over places, as `View.features`; 'flat': the features of every place, one after the other.
   """
-  value = value['x'] if isinstance(value, Mapping) else value
-  if pool == 'flat':
-    return value.reshape(value.shape[0], -1)
-  return value.mean(axis=tuple(range(1, value.ndim - 1)))
+  features = value['x'] if isinstance(value, Mapping) else value
+  return features.reshape(features.shape[0], -1) if pool == 'flat' else sequences.averaged(features, value)
 
 
 @functools.lru_cache(maxsize=64)
@@ -58,11 +56,14 @@ def _forward(network: Network, stages: tuple[str, ...], pool: Pool) -> Any:
   return jax.jit(layers.unlooped(forward))
 
 
-def widths(network: Network, stages: Sequence[str], input_shape: Sequence[int], pool: Pool) -> dict[str, int]:
-  """How many features each of the stages has; nothing is computed."""
-  record = {name: jax.ShapeDtypeStruct(input_shape[-1:], np.float32) for name in ('shift', 'scale')}
-  x = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
-  shapes = jax.eval_shape(_forward(network, tuple(stages), pool), network.shapes(), record, x)
+def widths(network: Network, stages: Sequence[str], example: jax.ShapeDtypeStruct, pool: Pool) -> dict[str, int]:
+  """How many features each of the stages has; nothing is computed.
+
+  Args:
+    example: the inputs of a batch, preprocessed or not.
+  """
+  record = {name: jax.ShapeDtypeStruct(example.shape[-1:], np.float32) for name in ('shift', 'scale')}
+  shapes = jax.eval_shape(_forward(network, tuple(stages), pool), network.shapes(), record, example)
   return {stage: int(shapes[stage].shape[1]) for stage in stages}
 
 
@@ -107,7 +108,7 @@ def features(
   stages = tuple(stages)
   rows = parallel.rows(min(batch_size, max(len(x), 1)), mesh)
   forward, variables = _forward(network, stages, pool), parallel.place(variables, mesh)
-  sizes = widths(network, stages, x.shape[1:], pool)
+  sizes = widths(network, stages, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), pool)
   found = {stage: np.empty((len(x), sizes[stage]), np.float32) for stage in stages}
   for part, mask in evaluation_batches(len(x), rows):
     batch = np.asarray(x[part])

@@ -137,6 +137,60 @@ def r2(outputs: Targets, labels: Targets) -> float | None:
   return float(np.mean(1 - np.square(predictions - targets).sum(0) / total))
 
 
+def matthews(outputs: Outputs, labels: Labels) -> float | None:
+  """Matthews correlation of predicted and true classes, R_K for several (Gorodkin 2004, eq. 8); logits [N, C].
+
+  None where all predictions, or all labels, are one class.
+  """
+  counts = _counts(outputs, labels).astype(np.float64)
+  true, predicted, total = counts.sum(1), counts.sum(0), counts.sum()
+  scale = (total**2 - predicted @ predicted) * (total**2 - true @ true)
+  return float((np.trace(counts) * total - true @ predicted) / np.sqrt(scale)) if scale > 0 else None
+
+
+def pearson(outputs: Targets, labels: Targets) -> float | None:
+  """Pearson correlation of predictions and labels [N, T] or [N], mean over targets; None where either is constant."""
+  return _correlation(*_paired(outputs, labels))
+
+
+def spearman(outputs: Targets, labels: Targets) -> float | None:
+  """Pearson correlation of the ranks (Spearman 1904), equal values at the mean of theirs; as `pearson`."""
+  from scipy.stats import rankdata
+
+  return _correlation(*(rankdata(values, axis=0) for values in _paired(outputs, labels)))
+
+
+def _correlation(predictions: np.ndarray, targets: np.ndarray) -> float | None:
+  if any(np.any(np.ptp(values, axis=0) == 0) for values in (predictions, targets)):
+    return None
+  one, other = predictions - predictions.mean(0), targets - targets.mean(0)
+  scale = np.sqrt(np.square(one).sum(0) * np.square(other).sum(0))
+  return float(np.mean((one * other).sum(0) / scale))
+
+
+# For language models outputs are [N, 2]: the log-likelihood in nats of each token that is to be predicted, and whether
+# it was the likeliest one; labels [N]: how many characters it stands for.
+def token_log_loss(outputs: Outputs, labels: Labels) -> float:
+  """Mean negative log-likelihood in nats per token."""
+  return -float(np.mean(outputs[:, 0]))
+
+
+def perplexity(outputs: Outputs, labels: Labels) -> float:
+  """exp of the mean negative log-likelihood per token."""
+  return math.exp(min(token_log_loss(outputs, labels), 700.0))
+
+
+def bits_per_character(outputs: Outputs, labels: Labels) -> float | None:
+  """Negative log-likelihood in bits over the number of characters, ends of texts counted as one each."""
+  characters = np.sum(labels, dtype=np.float64)
+  return -float(np.sum(outputs[:, 0]) / math.log(2) / characters) if characters else None
+
+
+def token_accuracy(outputs: Outputs, labels: Labels) -> float:
+  """Share of tokens that were the likeliest."""
+  return float(np.mean(outputs[:, 1]))
+
+
 # `top_k` stands for top_1, top_2, …: a config writes the number.
 METRICS: dict[str, dict[str, Callable[..., Value]]] = {
   'classification': {
@@ -148,6 +202,7 @@ METRICS: dict[str, dict[str, Callable[..., Value]]] = {
     'average_precision': average_precision,
     'log_loss': log_loss,
     'calibration_error': calibration_error,
+    'matthews': matthews,
     'confusion_matrix': confusion_matrix,
   },
   'binary': {
@@ -158,26 +213,41 @@ METRICS: dict[str, dict[str, Callable[..., Value]]] = {
     'average_precision': average_precision,
     'log_loss': log_loss,
     'calibration_error': calibration_error,
+    'matthews': matthews,
     'confusion_matrix': confusion_matrix,
   },
   'regression': {
     'mean_absolute_error': mean_absolute_error,
     'mean_squared_error': mean_squared_error,
     'r2': r2,
+    'pearson': pearson,
+    'spearman': spearman,
+  },
+  'next_token': {
+    'perplexity': perplexity,
+    'bits_per_character': bits_per_character,
+    'log_loss': token_log_loss,
+    'accuracy': token_accuracy,
   },
 }
 DEFAULTS = {
   'classification': ['accuracy', 'balanced_accuracy', 'log_loss', 'calibration_error'],
   'binary': ['accuracy', 'balanced_accuracy', 'log_loss', 'calibration_error'],
   'regression': ['mean_squared_error', 'mean_absolute_error', 'r2'],
+  'next_token': ['perplexity', 'bits_per_character', 'log_loss', 'accuracy'],
 }
+# What chooses where a config does not say; accuracy elsewhere.
+SELECT = {'regression': 'mean_squared_error', 'next_token': 'perplexity'}
 # Measured at each validation, hence only what costs next to nothing.
 CHEAP = {
   'classification': ['accuracy', 'log_loss'],
   'binary': ['accuracy', 'log_loss'],
   'regression': ['mean_squared_error'],
+  'next_token': ['perplexity', 'bits_per_character'],
 }
-LOWER_IS_BETTER = ('log_loss', 'calibration_error', 'mean_absolute_error', 'mean_squared_error')
+LOWER_IS_BETTER = (
+  'log_loss', 'calibration_error', 'mean_absolute_error', 'mean_squared_error', 'perplexity', 'bits_per_character',
+)  # fmt: skip
 NOT_NUMBERS = ('confusion_matrix',)
 
 

@@ -7,7 +7,7 @@ pure functions over plain nested dicts, `init` and `apply`; nothing outside this
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,9 @@ NETWORKS = {
   'vgg': 'transferlab.networks.vgg',
   'mobilenet': 'transferlab.networks.mobilenet',
   'squeezenet': 'transferlab.networks.squeezenet',
+  'textcnn': 'transferlab.networks.textcnn',
+  'lstm': 'transferlab.networks.recurrent',
+  'gru': 'transferlab.networks.recurrent',
 }
 
 
@@ -42,12 +45,21 @@ class Network:
     init: `init(key) -> variables`, variables = {'params': {stage: …}, 'stats': {stage: …}}.
     apply: see `_apply`.
     shared: `{path: owner}` for parameters that a later stage reads from an earlier one.
+    dtype: of the inputs; int32 where these are numbers of tokens.
+    carry: `carry(batch) -> {stage: state}` from which recurrent stages start, where a state can be carried from one
+      batch to the next under the key 'carry' of the value between stages; None elsewhere.
   """
 
   stages: tuple[str, ...]
   init: Callable[[jax.Array], Variables]
   apply: Callable[..., tuple[Outputs, dict[str, Any]]]
   shared: dict[str, str]
+  dtype: Any = jnp.float32
+  carry: Callable[[int], dict[str, Any]] | None = None
+
+  def example(self, rows: int, input_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+    """A batch of inputs, preprocessed, as its shape and dtype."""
+    return jax.ShapeDtypeStruct((rows, *input_shape), self.dtype)
 
   @functools.lru_cache(maxsize=64)  # noqa: B019 (networks live as long as the program)
   def shapes(self) -> Variables:

@@ -23,7 +23,7 @@ GATE_FEATURES = 'gate_features'
 STITCH = '_stitch'
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MultiTask(Network):
   """A network of several tasks that says what they share.
 
@@ -41,10 +41,12 @@ class MultiTask(Network):
 def build(networks: Mapping[str, Network], shared: Mapping[str, Any], input_shape: tuple[int, ...]) -> MultiTask:
   """The way to share that a config names: `Sharing` of settings.py. Raises `UserError` as the functions do."""
   if shared['name'] == 'branched':
-    return branched(networks, shared['stage'])
-  if shared['name'] == 'mmoe':
-    return mmoe(networks, shared['stage'], experts=shared['experts'], input_shape=input_shape)
-  return cross_stitch(networks, shared['stages'], same=shared['same'])
+    made = branched(networks, shared['stage'])
+  elif shared['name'] == 'mmoe':
+    made = mmoe(networks, shared['stage'], experts=shared['experts'], input_shape=input_shape)
+  else:
+    made = cross_stitch(networks, shared['stages'], same=shared['same'])
+  return dataclasses.replace(made, dtype=copies.first_of(networks).dtype)
 
 
 def branched(networks: Mapping[str, Network], stage: str) -> MultiTask:
@@ -67,7 +69,9 @@ def branched(networks: Mapping[str, Network], stage: str) -> MultiTask:
   copies.check_tied(networks, (trunk, branch))
   branches = copies.copied(copies.numbered(networks), branch, stage)
   parts = {**dict.fromkeys(trunk, copies.single(first, trunk)), **dict.fromkeys(branch, branches)}
-  return MultiTask(*copies.assemble(parts), tuple(networks), trunk, trunk[-1] if trunk else None)
+  return MultiTask(
+    *copies.assemble(parts), tasks=tuple(networks), common=trunk, representation=trunk[-1] if trunk else None
+  )
 
 
 def mmoe(networks: Mapping[str, Network], stage: str, *, experts: int, input_shape: tuple[int, ...]) -> MultiTask:
@@ -106,7 +110,7 @@ def mmoe(networks: Mapping[str, Network], stage: str, *, experts: int, input_sha
   def width(variables: Variables, x: Array) -> Array:
     return read(first.apply(variables, x, stop=stage)[0][trunk[-1]] if trunk else x)
 
-  x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+  x = first.example(1, input_shape)
   names = [f'expert{number}' for number in range(experts)]
   carried = {GATE_FEATURES: read}
   parts = {
@@ -115,7 +119,7 @@ def mmoe(networks: Mapping[str, Network], stage: str, *, experts: int, input_sha
     GATES: _gates(tuple(networks), names, jax.eval_shape(width, first.shapes(), x).shape[1]),
     **dict.fromkeys(head, copies.copied(copies.numbered(networks), head)),
   }
-  return MultiTask(*copies.assemble(parts), tuple(networks), (*trunk, *middle), middle[-1])
+  return MultiTask(*copies.assemble(parts), tasks=tuple(networks), common=(*trunk, *middle), representation=middle[-1])
 
 
 def cross_stitch(
@@ -160,7 +164,7 @@ def cross_stitch(
       parts[units[name]] = stitches
   order = tuple(parts)
   common = order[: order.index(list(units.values())[-1])] if units else ()
-  return MultiTask(*copies.assemble(parts), tuple(networks), common, None)
+  return MultiTask(*copies.assemble(parts), tasks=tuple(networks), common=common, representation=None)
 
 
 def shared_stages(network: Network) -> tuple[str, ...]:

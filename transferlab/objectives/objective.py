@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from transferlab import config
 from transferlab.config import Schema
 from transferlab.errors import UserError, unknown
+from transferlab.networks import sequences
 from transferlab.objectives import SOURCE, balancers
 from transferlab.objectives.importance import FisherChoice
 
@@ -27,6 +28,9 @@ TERMS = {
   'binary_cross_entropy': 'transferlab.objectives.supervised',
   'squared_error': 'transferlab.objectives.supervised',
   'hinge': 'transferlab.objectives.supervised',
+  'next_token': 'transferlab.objectives.supervised',
+  'activation': 'transferlab.objectives.regularization',
+  'temporal_activation': 'transferlab.objectives.regularization',
   'deep_supervision': 'transferlab.objectives.supervised',
   'l2_sp': 'transferlab.objectives.regularization',
   'center_loss': 'transferlab.objectives.regularization',
@@ -49,7 +53,10 @@ TERMS = {
   'mutual': 'transferlab.objectives.peers',
   'self_distillation': 'transferlab.objectives.peers',
 }
-DEFAULT = {'classification': 'cross_entropy', 'binary': 'binary_cross_entropy', 'regression': 'squared_error'}
+DEFAULT = {
+  'classification': 'cross_entropy', 'binary': 'binary_cross_entropy', 'regression': 'squared_error',
+  'next_token': 'next_token',
+}  # fmt: skip
 
 
 class TermSpec(Schema):
@@ -170,9 +177,8 @@ class View:
     return given[self.task] if isinstance(given, Mapping) and self.task in given else given
 
   def features(self, stage: str) -> Float[Array, 'batch features']:
-    """A stage's output, averaged over places where it has any."""
-    value = array(self.outputs, stage)
-    return value.mean(axis=tuple(range(1, value.ndim - 1)))
+    """A stage's output, averaged over places where it has any; over those of a text that are no padding."""
+    return sequences.averaged(array(self.outputs, stage), self.outputs[stage])
 
 
 def array(outputs: Mapping[str, Any], stage: str, what: str = 'stage') -> Array:

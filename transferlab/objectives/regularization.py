@@ -1,11 +1,15 @@
 """Terms that keep parameters near their start, and features near their class."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transferlab.config import Fraction, Rate
-from transferlab.objectives.objective import Term, View
+from transferlab.errors import UserError
+from transferlab.objectives.objective import Term, View, nothing
 
 
 def l2_sp(params: dict, source: dict, *, alpha: Rate = 1.0, beta: Rate = 0.0) -> Float[Array, '']:
@@ -26,6 +30,38 @@ def l2_sp(params: dict, source: dict, *, alpha: Rate = 1.0, beta: Rate = 0.0) ->
 
   penalties = jax.tree.map(lambda start, leaf: penalty(leaf, start), source, params, is_leaf=lambda leaf: leaf is None)
   return sum(jax.tree.leaves(penalties), jnp.zeros(()))
+
+
+def activation(*, stage: str) -> Term:
+  """Mean square of a stage's features over the places of a text (Merity et al. 2018, section 4.6: AR, α L₂(h_t)).
+
+  Args:
+    stage: of a network on texts, as the last recurrent one. Its dropout, which the paper applies first, belongs to the
+      next stage here.
+  """
+  return _of_places(stage, lambda x, mask: (x, mask))
+
+
+def temporal_activation(*, stage: str) -> Term:
+  """Mean square of the change of a stage's features between neighbouring places (ibid.: TAR, β L₂(h_t − h_{t+1}))."""
+  return _of_places(stage, lambda x, mask: (x[:, 1:] - x[:, :-1], mask[:, 1:] & mask[:, :-1]))
+
+
+def _of_places(stage: str, change: Callable[[Array, Array], tuple[Array, Array]]) -> Term:
+  def init(view: View, key: Array) -> dict:
+    value = view.outputs[stage]
+    if not isinstance(value, Mapping) or 'mask' not in value:
+      raise UserError(f'config.objective: stage {stage!r} has no places of a text')
+    return nothing(view, key)
+
+  def apply(view: View, own: dict) -> tuple[Any, dict, dict]:
+    value = view.outputs[stage]
+    x, mask = change(value['x'], value['mask'])
+    count = mask.sum(axis=1).astype(x.dtype)
+    squares = jnp.where(mask, jnp.square(x).mean(axis=-1), 0).sum(axis=1)
+    return (squares / jnp.maximum(count, 1), count), {}, {}
+
+  return Term(init, apply, stages=(stage,))
 
 
 def center_loss(*, stage: str, rate: Fraction = 0.5) -> Term:

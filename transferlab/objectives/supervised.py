@@ -6,6 +6,7 @@ reweighted batch is averaged rightly. Nothing here knows of masks or devices.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -46,6 +47,28 @@ def cross_entropy(
   if len(class_weights) != classes:
     raise UserError(f'cross_entropy.class_weights: {len(class_weights)} weights for {classes} classes')
   return values, targets @ jnp.asarray(class_weights, logits.dtype)
+
+
+def next_token(
+  logits: Float[Array, 'batch places tokens'], labels: Int[Array, 'batch places'], *, smoothing: Fraction | None = None
+) -> tuple[PerExample, PerExample]:
+  """Softmax cross-entropy in nats of each next token, averaged over the tokens of the batch; −1 is no token.
+
+  Args:
+    smoothing: as of `cross_entropy`.
+
+  Returns:
+    The mean of each example's tokens, and their number, by which the loop weighs the examples.
+  """
+  real = labels >= 0
+  count = real.sum(axis=1).astype(logits.dtype)
+  known = jnp.where(real, labels, 0)
+  if smoothing is None:
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, known)
+  else:
+    targets = optax.smooth_labels(jax.nn.one_hot(known, logits.shape[-1], dtype=logits.dtype), smoothing)
+    values = optax.softmax_cross_entropy(logits, targets)
+  return jnp.where(real, values, 0).sum(axis=1) / jnp.maximum(count, 1), count
 
 
 def squared_error(

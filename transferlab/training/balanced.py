@@ -26,7 +26,8 @@ class Terms(NamedTuple):
 
   Attributes:
     values: of each term, weighted: their sum is the loss.
-    metrics, stats, term_stats: what is logged; the network's moved statistics; the terms' state.
+    metrics, term_stats: what is logged; the terms' state.
+    moved: what the forward pass moves of the state: 'stats' and, of recurrent stages, 'carry'.
     own: the balancer's parameters and state.
     present: [tasks], 0 where the batch has no label that a term of the task needs.
     representation: what the last shared stage gives, where it is asked for.
@@ -34,14 +35,14 @@ class Terms(NamedTuple):
 
   values: dict[str, Array]
   metrics: dict[str, Array]
-  stats: Any
+  moved: dict[str, Any]
   term_stats: dict[str, Any]
   own: dict[str, Any]
   present: Any = None
   representation: Any = None
 
 
-Aux = tuple[dict[str, Array], Any, dict[str, Any]]
+Aux = tuple[dict[str, Array], dict[str, Any], dict[str, Any]]
 
 
 def gradients(
@@ -51,7 +52,7 @@ def gradients(
   trainable: Any,
   key: Array,
 ) -> tuple[Array, Aux, Any]:
-  """(loss, (metrics, statistics, the terms' state), gradient), of which the loss is a balancer's or the terms' sum.
+  """(loss, (metrics, what the pass moved, the terms' state), gradient); the loss is a balancer's or the terms' sum.
 
   Args:
     terms: `terms(trainable, offset=None) -> Terms`; `offset` is added to what the last shared stage gives.
@@ -64,10 +65,10 @@ def gradients(
   def loss(trainable: Any) -> tuple[Array, Aux]:
     seen = terms(trainable)
     if balancer is None:
-      return jnp.asarray(sum(seen.values.values())), (seen.metrics, seen.stats, seen.term_stats)
+      return jnp.asarray(sum(seen.values.values())), (seen.metrics, seen.moved, seen.term_stats)
     losses, rest = by_task(objective, seen.values)
     combined, metrics, own = balancer.apply(Tasks(objective.kinds, losses, key, seen.present), seen.own)
-    return combined + rest, (seen.metrics | _named(metrics), seen.stats, seen.term_stats | _state(own))
+    return combined + rest, (seen.metrics | _named(metrics), seen.moved, seen.term_stats | _state(own))
 
   (value, aux), slope = jax.value_and_grad(loss, has_aux=True)(trainable)
   return value, aux, slope
@@ -131,7 +132,7 @@ def _balanced(
   if balancer.lookahead is not None:
     measured |= _affinities(objective, terms, trainable, shared, given, unravel, balancer.lookahead)
   logged = {**seen.metrics, **_named(measured)}
-  return losses.sum() + rest, (logged, seen.stats, seen.term_stats | _state(own)), slope
+  return losses.sum() + rest, (logged, seen.moved, seen.term_stats | _state(own)), slope
 
 
 def _diagnosed(given: Tasks) -> dict[str, Array]:

@@ -135,7 +135,7 @@ def cut(method: Method, inputs: tuple[int, ...]) -> tuple[int, str]:
 def draws(network: Network, stage: str, inputs: tuple[int, ...]) -> bool:
   """Whether a stage does anything else in training mode, running statistics apart."""
   shapes, number = network.shapes(), network.stages.index(stage)
-  value: Any = jax.ShapeDtypeStruct((2, *inputs), jnp.float32)
+  value: Any = network.example(2, inputs)
   if number:
     value = jax.eval_shape(lambda v, x: network.apply(v, x, stop=stage)[0], shapes, value)[network.stages[number - 1]]
   key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
@@ -206,6 +206,8 @@ def _refusal(stretch: Stretch, compile: str) -> str:
     return 'the objective runs another network on the inputs'
   if running := [one.name for one in stretch.method.asked if one.name not in stretch.method.recorded]:
     return f'the objective runs the network of {", ".join(running)} on the inputs'
+  if stretch.method.streams:
+    return 'every batch of a text goes on where the one before it ended'
   if compile == 'pmap':
     return "parallel.compile='pmap' takes its inputs batch by batch"
   return _unbounded(stretch.method.augment)
@@ -225,7 +227,7 @@ def _value(network: Network, start: str, inputs: Sequence[int]) -> Any:
   last = network.stages[network.stages.index(start) - 1]
   run = lambda v, x: network.apply(v, x, stop=start)[0][last]
   sizes = 2, 3
-  found = [jax.eval_shape(run, network.shapes(), jax.ShapeDtypeStruct((size, *inputs), jnp.float32)) for size in sizes]
+  found = [jax.eval_shape(run, network.shapes(), network.example(size, inputs)) for size in sizes]
   for size, value in zip(sizes, found):
     if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(value)):
       return None
@@ -324,8 +326,7 @@ def recorded(
 
 def _given(asked: Asked, stages: Sequence[str], inputs: Sequence[int]) -> dict[str, Any]:
   """Shapes of what a network gives at some stages, for one example, in float32."""
-  x = jax.ShapeDtypeStruct((2, *inputs), jnp.float32)
-  outputs, _ = jax.eval_shape(asked.network.apply, asked.network.shapes(), x)
+  outputs, _ = jax.eval_shape(asked.network.apply, asked.network.shapes(), asked.network.example(2, inputs))
   return {
     stage: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.float32), outputs[stage])
     for stage in stages

@@ -51,6 +51,7 @@ class Held:
     self.members = arrays
     self.ahead: tuple[int, Any] | None = None
     self.waited = None
+    self.cuts: dict[int, Any] = {}
 
   @functools.cached_property
   def arrays(self) -> Any:
@@ -68,7 +69,7 @@ class Held:
     return tree
 
   def _picks(self, step: int) -> Any:
-    picks = [order.batches(step, self.room) for order in self.orders]
+    picks = [_of_examples(order.batches(step, self.room)) for order in self.orders]
     if self.population:
       return jax.tree.map(lambda *leaves: np.stack(leaves), *picks)
     return parallel.place(picks[0], self.mesh, batch_axis=1)
@@ -77,12 +78,34 @@ class Held:
     assert count <= self.room
     looped = self.population or parallel.loops(method, _batch_shape(self.arrays, self.orders[0]))
     train = parallel.chunk(method, self.mesh, self.population, looped)
+    if not self.population and self.orders[0].buckets and self.arrays['x'].dtype == jnp.int32:
+      return self._bucketed(train, state, constants, step, count)
     picks = self.ahead[1] if self.ahead and self.ahead[0] == step else self._picks(step)
     state, metrics = train(state, constants, self.arrays, picks, np.int32(count))
     # While the device works, the host prepares what comes next.
     self.ahead = (step + count, self._picks(step + count))
     taken = np.s_[:, :count] if self.population else np.s_[:count]
     return state, {name: values[taken] for name, values in jax.device_get(metrics).items()}
+
+  def _bucketed(self, train: Any, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
+    """The same in runs of steps of one length, on inputs that are cut to it."""
+    picks, pieces = self.orders[0].batches(step, self.room), []
+    lengths = picks.pop('length')[:count]
+    starts = [0, *(np.flatnonzero(np.diff(lengths)) + 1)]
+    for start, stop in zip(starts, [*starts[1:], count]):
+      # Rolled rather than cut, so that every call of a length has the same shapes.
+      own = jax.tree.map(functools.partial(np.roll, shift=-start, axis=0), picks)
+      placed = parallel.place(own, self.mesh, batch_axis=1)
+      state, metrics = train(state, constants, self._cut(int(lengths[start])), placed, np.int32(stop - start))
+      pieces.append((metrics, stop - start))
+    measured = [{name: values[:taken] for name, values in one.items()} for one, taken in jax.device_get(pieces)]
+    return state, {name: np.concatenate([piece[name] for piece in measured]) for name in measured[0]}
+
+  def _cut(self, length: int) -> Any:
+    """All examples, their inputs cut to a length."""
+    if length not in self.cuts:
+      self.cuts[length] = {**self.arrays, 'x': self.arrays['x'][:, :length]}
+    return self.cuts[length]
 
 
 class Streamed:
@@ -180,12 +203,17 @@ class Mapped:
   def train(self, method: Method, state: Any, constants: Any, step: int, count: int) -> tuple[Any, Any]:
     train, pieces = parallel.mapped(method, self.chosen), []
     for number in range(step, step + count):
-      picks = jax.tree.map(lambda leaf: leaf[0], self.order.batches(number, 1))
+      picks = jax.tree.map(lambda leaf: leaf[0], _of_examples(self.order.batches(number, 1)))
       batch = loader.gather(self.arrays, picks)
       parts = jax.tree.map(lambda leaf: leaf.reshape(len(self.chosen), -1, *leaf.shape[1:]), batch)
       state, metrics = train(state, constants, parts)
       pieces.append(metrics)
     return state, jax.tree.map(lambda *leaves: np.stack(leaves)[:, 0], *jax.device_get(pieces))
+
+
+def _of_examples(picks: dict[str, Any]) -> dict[str, Any]:
+  """Without what is of whole batches."""
+  return {name: value for name, value in picks.items() if name != 'length'}
 
 
 def _padded(arrays: Sequence[dict[str, Any]]) -> Any:

@@ -39,7 +39,7 @@ from transferlab.training.state import (
 from transferlab.training.terms import with_terms
 
 # What a phase leaves beside the network: a checkpoint holds it.
-LEFT = ('optimizer', 'average', 'anchor', 'raw', 'tuned')
+LEFT = ('optimizer', 'average', 'anchor', 'carry', 'raw', 'tuned')
 
 
 class Loop:

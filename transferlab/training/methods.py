@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from transferlab import config, paths
+from transferlab.data import preprocessing
 from transferlab.data.augmentation import Augment, couples
 from transferlab.data.examples import Info
 from transferlab.errors import UserError, unknown
@@ -147,6 +148,7 @@ def stretches(
   labelled: bool = True,
   gaps: frozenset[str | None] = frozenset(),
   balancing: Balancing | None = None,
+  streams: int = 0,
 ) -> list[Stretch]:
   """All phases of a run, checked.
 
@@ -158,6 +160,7 @@ def stretches(
     labelled: there are labels, if only to log an accuracy.
     gaps: the tasks of which training labels are missing.
     balancing: how the losses of several tasks combine.
+    streams: rows of a batch that go on where they stood in the batch before; 0: none do.
 
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.
@@ -182,7 +185,7 @@ def stretches(
   asked = _asked(specs, objectives_, others, where)
   own = own_shapes(network, objectives_, example, asked, examples)
   classes = info.outputs if info.task == 'classification' and labelled else 0
-  inputs = augment, info.low, info.high, classes, gaps
+  inputs = augment, info.low, info.high, classes, gaps, streams
   made = []
   for number, (name, phase, steps) in enumerate(zip(phases.names(run_phases), run_phases, lengths)):
     place = f'{where}.phases.{number}'
@@ -267,7 +270,7 @@ def _method(
   objective: Objective,
   phase: Phase,
   own: Mapping[str, Any],
-  inputs: tuple[Augment, float, float, int, frozenset[str | None]],
+  inputs: tuple[Augment, float, float, int, frozenset[str | None], int],
   where: str,
   asked: Sequence[Asked],
   examples: int | None,
@@ -299,7 +302,8 @@ def _method(
     built = optimizer.build(phase, trainable, leaves, network.stages, where)
     transforming = transforms.build(phase.transform, trainable, network.stages, leaves, where)
     made = Method(network, objective, built, frozenset(trainable), frozenset(training), frozenset(moving), *inputs[:4])
-    further: dict[str, Any] = {'asked': asked, 'examples': examples, 'transforms': transforming, 'gaps': inputs[4]}
+    further: dict[str, Any] = {'asked': asked, 'examples': examples, 'transforms': transforming}
+    further |= {'gaps': inputs[4], 'streams': inputs[5]}
     _METHODS[key] = dataclasses.replace(made, **further, average=ending[0], anchored=ending[1])
   return _METHODS[key], rates, frozenset(adapt)
 
@@ -346,9 +350,11 @@ def stage_leaves(network: Network, leaves: Sequence[str]) -> dict[str, list[str]
   return read
 
 
-def example_of(input_shape: Sequence[int], label: Any, augment: Augment, info: Info) -> dict[str, Any]:
+def example_of(record: Mapping[str, Any], label: Any, augment: Augment, info: Info) -> dict[str, Any]:
   """Shapes of a batch of two preprocessed examples; mixed examples have soft targets."""
   labels = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), label)
+  if info.task == 'next_token':
+    labels = preprocessing.example(record, 2)
   if couples(augment) and info.task == 'classification':
     labels = jax.ShapeDtypeStruct((2, info.outputs), jnp.float32)
-  return {'x': jax.ShapeDtypeStruct((2, *input_shape), jnp.float32), 'label': labels}
+  return {'x': preprocessing.example(record, 2), 'label': labels}

@@ -145,6 +145,8 @@ def mapped(method: Method, chosen: tuple[jax.Device, ...]) -> Callable[..., tupl
   """
   if couples(method.augment):
     raise UserError("config.parallel.compile: 'pmap' cannot mix examples across the batch (mixup, cutmix); use 'jit'")
+  if method.streams:
+    raise UserError("config.parallel.compile: 'pmap' cannot carry the state of a language model; use 'jit'")
   if method.objective.balancer is not None:
     raise UserError("config.parallel.compile: 'pmap' cannot balance tasks, whose gradients it has in parts; use 'jit'")
   if coupling := [name for name, term in method.objective.terms.items() if term.couples]:

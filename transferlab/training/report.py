@@ -57,6 +57,8 @@ def shapes_of(stretch: Stretch, shapes: Any, arrays: Any, rows: int, record: Any
     'row': jax.ShapeDtypeStruct((rows,), jnp.int32),
     'view': jax.ShapeDtypeStruct((rows,), jnp.int32),
   }
+  if stretch.method.streams:
+    batch['fresh'] = jax.ShapeDtypeStruct((rows,), jnp.int32)
   return state, constants, batch
 
 

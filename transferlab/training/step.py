@@ -22,7 +22,7 @@ from transferlab.objectives.objective import Objective, SourceHead
 from transferlab.training import averaging, balanced, optimizer, partition, transforms
 from transferlab.training.balanced import Terms
 from transferlab.training.transforms import Transformation
-from transferlab.training.views import known_labels, view_of
+from transferlab.training.views import known_labels, real_places, reset, view_of
 
 State = dict[str, Any]
 Constants = dict[str, Any]
@@ -71,6 +71,8 @@ class Method:
     transforms: what becomes of parameters before they are applied.
     average: the running average that is kept: 'exponential', 'uniform' or None.
     anchored: the values from which the phase starts are kept, to go back to part of the way.
+    streams: rows of a batch that each go on where they stood in the batch before, with what recurrent stages remember;
+      0: examples that have nothing to do with one another.
   """
 
   network: Network
@@ -91,6 +93,7 @@ class Method:
   average: str | None = None
   anchored: bool = False
   gaps: frozenset[str | None] = frozenset()
+  streams: int = 0
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -118,6 +121,9 @@ def begin(method: Method, params: Any, stats: Any, term_stats: Any, step: Array 
     state['average'] = averaging.begin(trainable)
   if method.anchored:
     state['anchor'] = jax.tree.map(jnp.copy, {'trainable': trainable, 'stats': stats})
+  if method.streams:
+    assert method.network.carry is not None
+    state['carry'] = method.network.carry(method.streams)
   return state
 
 
@@ -146,7 +152,7 @@ def train_step(
   terms = functools.partial(_terms, method, state, constants, batch, keys, axis)
   balancing = jax.random.fold_in(key, BALANCING)
   with layers.over_axis(axis):
-    value, (metrics, stats, term_stats), gradients = balanced.gradients(
+    value, (metrics, moved, term_stats), gradients = balanced.gradients(
       method.network, method.objective, terms, state['trainable'], balancing
     )
   if axis:
@@ -156,9 +162,9 @@ def train_step(
   )
   new = {
     **state,
+    **moved,
     'step': state['step'] + 1,
     'trainable': trainable,
-    'stats': stats,
     'optimizer': slots,
     'term_stats': {**state['term_stats'], **term_stats},
   }
@@ -185,7 +191,8 @@ def _terms(
   own = {'params': params.pop('terms', {}), 'stats': state['term_stats']}
   applied = _transformed(method, params, constants, state['step'])
   inputs = batch['x'] if method.start else preprocessing.apply(batch['x'], **constants['preprocessing'])
-  outputs, stats, representation = _forward(method, applied, state['stats'], inputs, batch['mask'], keys, offset)
+  given = {'x': inputs, 'carry': reset(state['carry'], batch['fresh'])} if method.streams else inputs
+  outputs, stats, representation = _forward(method, applied, state['stats'], given, batch['mask'], keys, offset)
   progress = (state['step'] - constants['hyper']['start']) / constants['hyper']['steps']
   further = {
     'fisher': constants['fisher'],
@@ -194,24 +201,29 @@ def _terms(
     'again': functools.partial(_again, method, inputs, batch['mask']),
     **_asked(method, constants['asked'], batch, outputs),
   }
-  given = method.network, outputs, batch, params, constants['source'], keys, progress, total
-  view = functools.partial(view_of, *given, gaps=method.gaps, further=further)
+  seen = method.network, outputs, batch, params, constants['source'], keys, progress, total
+  view = functools.partial(view_of, *seen, gaps=method.gaps, further=further)
   values, measured, term_stats = method.objective(view, own)
   if method.classes and not isinstance(batch['label'], Mapping):
     looked = view(None, None)
     right = accuracy(looked.output, looked.labels)
     measured['accuracy'] = right if looked.known is None else (right, looked.known.astype(right.dtype))
+  if (real := real_places(inputs)) is not None:
+    measured['padding'] = 1 - real.mean(axis=1)
   means = _means({**measured, **values}, batch['mask'], total, devices)
   weighted = {
     name: _weight(method.objective, name, progress) * constants['weights'][name] * means[name] for name in values
   }
   mine = {'params': own['params'].get(balancers.NAME, {}), 'stats': own['stats'].get(balancers.NAME, {})}
   present = None if method.objective.balancer is None else _present(method, batch)
-  return Terms(weighted, means, stats, term_stats, mine, present, representation)
+  moved = {'stats': stats}
+  if method.streams:
+    moved['carry'] = outputs[method.network.stages[-2]]['carry']
+  return Terms(weighted, means, moved, term_stats, mine, present, representation)
 
 
 def _forward(
-  method: Method, params: Any, stats: Any, inputs: Array, mask: Array, keys: Array, offset: Any
+  method: Method, params: Any, stats: Any, inputs: Any, mask: Array, keys: Array, offset: Any
 ) -> tuple[dict[str, Any], Any, Any]:
   """(outputs of the stages, the moved statistics, what the last shared stage gives where it is asked for)."""
   run = functools.partial(
@@ -322,7 +334,8 @@ def answers(asked: Asked, constants: Mapping[str, Any], x: Array, mask: Array | 
   """
   variables, dtype = constants['variables'], jnp.dtype(asked.dtype)
   inputs = preprocessing.apply(x, **constants['preprocessing'])
-  variables, inputs = jax.tree.map(lambda leaf: leaf.astype(dtype), (variables, inputs))
+  variables, inputs = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype != jnp.int32 else leaf,
+                                   (variables, inputs))  # fmt: skip
   outputs, _ = asked.network.apply(variables, inputs if mask is None else {'x': inputs, 'example_mask': mask})
   return lax.stop_gradient(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs))
 

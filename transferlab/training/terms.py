@@ -43,7 +43,7 @@ def with_terms(
     if objective.plain:
       continue
     labels = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape[1:]), leaf.dtype), arrays['label'])
-    x = jnp.zeros((2, *arrays['x'].shape[1:]))
+    x = jnp.zeros((2, *arrays['x'].shape[1:]), network.dtype)
     outputs, _ = network.apply(variables, x)
     batch = {'label': labels, 'mask': jnp.ones(2, bool)}
     further = _further(network, objective, asked, given, outputs, x, examples) | {'stats': variables['stats']}

@@ -20,7 +20,7 @@ from transferlab.errors import UserError, unknown
 from transferlab.training.phases import Transform
 
 # name in a config -> the module that holds the function of that name
-TRANSFORMS = {'mixout': 'transferlab.training.transforms'}
+TRANSFORMS = {'mixout': 'transferlab.training.transforms', 'weight_drop': 'transferlab.training.transforms'}
 ARGUMENTS = ('weights', 'source', 'key')
 
 
@@ -55,6 +55,19 @@ def mixout(
   """
   kept = jax.random.bernoulli(key, 1 - p, weights.shape)
   return source + jnp.where(kept, (weights - source) / (1 - p), 0)
+
+
+def weight_drop(weights: Float[Array, ' ...'], key: Array, *, p: Share) -> Float[Array, ' ...']:
+  """M w / (1 − p), M ~ Bernoulli(1 − p) for each weight (DropConnect, Wan et al. 2013), one M for all of a batch.
+
+  On the recurrent weights of an LSTM, pattern 'lstm.*/forward/recurrent': AWD-LSTM (Merity et al. 2018, section 2).
+
+  Args:
+    weights: w.
+    key: draws M.
+    p: probability of a zero.
+  """
+  return jnp.where(jax.random.bernoulli(key, 1 - p, weights.shape), weights / (1 - p), 0)
 
 
 def build(specs: Sequence[Transform], trainable: Collection[str], stages: Sequence[str], leaves: Sequence[str],

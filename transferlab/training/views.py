@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -64,6 +65,18 @@ def known_labels(labels: Array) -> Array:
   if jnp.issubdtype(labels.dtype, jnp.integer):
     return labels >= 0
   return jnp.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+
+
+def real_places(inputs: Any) -> Any:
+  """[batch, places], where texts have tokens; None where the inputs are no texts."""
+  if isinstance(inputs, Mapping):
+    return inputs.get('mask')
+  return inputs >= 0 if inputs.dtype == jnp.int32 else None
+
+
+def reset(carry: Any, fresh: Array) -> Any:
+  """What recurrent stages remember, nothing where a text begins."""
+  return jax.tree.map(lambda leaf: jnp.where(fresh[:, None] > 0, 0, leaf), carry)
 
 
 class ByStage(Mapping):

@@ -26,10 +26,11 @@ from transferlab.weights import (
   safetensors_files,
   shards,
   torch_files,
+  vector_files,
 )
 from transferlab.weights.contents import Contents
 
-FORMATS = 'PyTorch, safetensors, Keras (.h5, .weights.h5, .keras), npz, Flax msgpack, orbax'
+FORMATS = 'PyTorch, safetensors, Keras (.h5, .weights.h5, .keras), npz, Flax msgpack, orbax, vectors of words as text'
 Reader = Callable[[Path, str | None], Contents]
 SHARD = re.compile(r'.*-(\d+)-of-(\d+)\.\w+')
 HDF5, ZIP = b'\x89HDF\r\n\x1a\n', (b'PK\3\4', b'PK\5\6')
@@ -118,6 +119,8 @@ def _reader(path: Path) -> Reader:
     return msgpack_files.read
   if keras_files.is_keras(path):  # an HDF5 file behind a block of the user's own, or an index of several
     return keras_files.read
+  if vector_files.is_vectors(path):
+    return vector_files.read
   raise UserError(f'{path} is a file of no known format{_guess(start)}; read are {FORMATS}')
 
 
