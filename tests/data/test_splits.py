@@ -175,3 +175,15 @@ def test_slices_that_cannot_be_read_are_named(spec, says):
   with pytest.raises(UserError) as caught:
     splits.sliced(spec, PARTS, 'data.test')
   assert says in str(caught.value)
+
+
+def test_folds_of_a_seed_are_disjoint_hold_everything_and_keep_the_shares_of_classes():
+  ids, strata = np.arange(103) * 3, np.repeat([0, 1, 2], [60, 33, 10])
+  folds = [splits.fold(ids, strata, number, 10, seed=4) for number in range(1, 11)]
+  assert sorted(np.concatenate(folds).tolist()) == list(range(103))
+  for rows in folds:
+    counts = np.bincount(strata[rows], minlength=3)
+    assert counts[0] == 6 and counts[1] in (3, 4) and counts[2] == 1
+  assert set(folds[0]) != set(splits.fold(ids, strata, 1, 10, seed=5))
+  with pytest.raises(UserError, match='11 folds, and some class has fewer'):
+    splits.fold(ids, strata, 1, 11, seed=4)

@@ -104,3 +104,21 @@ def test_terms_that_look_at_labels_are_refused_without(term):
 
 def test_old_data_keep_their_identity():
   assert not {'train_classes', 'labelled'} & set(config.identity(config.validate(Data, DATA)))
+
+
+def test_every_example_is_tested_on_in_one_fold_and_trained_on_in_the_others():
+  tested, size = [], None
+  for number in (1, 2, 3):
+    loaded = load(Data(name='iris', test=f'fold:{number}/3', validation=0.1), 0)
+    rows = loaded.splits
+    assert not set(rows['train']) & set(rows['test']) and not set(rows['validation']) & set(rows['test'])
+    size = len(loaded.examples)
+    assert sum(map(len, rows.values())) == size
+    tested += loaded.examples.arrays['id'][rows['test']].tolist()
+  assert sorted(tested) == list(range(size))
+
+
+@pytest.mark.parametrize('test', ['fold:0/10', 'fold:11/10', 'fold:1/1', 'fold:3', 'fold:a/b'])
+def test_what_is_no_fold_says_what_is(test):
+  with pytest.raises(UserError, match='is no fold; fold:1/10 to fold:10/10'):
+    config.validate(Data, {'name': 'iris', 'test': test})

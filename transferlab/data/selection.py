@@ -7,7 +7,7 @@ import numpy as np
 
 from transferlab.data import encoding, labels, splits
 from transferlab.data.examples import Examples, Info
-from transferlab.data.settings import Data
+from transferlab.data.settings import Data, fold_of
 from transferlab.errors import UserError, unknown
 
 # Under which names data bring what is for training and, in the order of preference, for testing.
@@ -27,17 +27,13 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
     found['validation'] = splits.sliced(data.validation, given, 'data.validation')
     taken |= splits.named(data.validation)
   usual = [name for name in TESTING if name in given and name not in taken]
-  if isinstance(data.test, str):
+  folded = isinstance(data.test, str) and data.test.startswith('fold:')
+  if isinstance(data.test, str) and not folded:
     found['test'] = splits.sliced(data.test, given, 'data.test')
-  elif usual:
+  elif usual and not folded:
     found['test'] = given[usual[0]]
   else:
-    pool = train[labelled[train]]
-    if raw.info.task == 'next_token':
-      test = np.arange(len(pool) - max(1, round(data.test * len(pool))), len(pool))  # the text's end
-    else:
-      _, test = splits.cut_test(raw.arrays['id'][pool], raw.strata[pool], data.test, data.split_seed)
-    found['test'] = pool[test]
+    found['test'] = _cut_off(data, raw, train[labelled[train]])
     train = train[~np.isin(train, found['test'])]
   found = {'train': train, **found}
   for one, other in (('train', 'test'), ('train', 'validation'), ('validation', 'test')):
@@ -58,6 +54,16 @@ def _parts(data: Data, raw: Examples) -> dict[str, np.ndarray]:
   if raw.info.classes:
     _check_slices(data, raw, found)
   return found
+
+
+def _cut_off(data: Data, raw: Examples, pool: np.ndarray) -> np.ndarray:
+  """What of these rows is for testing: a fold, a share of each class, or the end of a text."""
+  ids, strata = raw.arrays['id'][pool], raw.strata[pool]
+  if isinstance(data.test, str):
+    return pool[splits.fold(ids, strata, *fold_of(data.test), data.split_seed)]
+  if raw.info.task == 'next_token':
+    return pool[len(pool) - max(1, round(data.test * len(pool))) :]
+  return pool[splits.cut_test(ids, strata, data.test, data.split_seed)[1]]
 
 
 def _check_slices(data: Data, raw: Examples, found: Mapping[str, np.ndarray]) -> None:

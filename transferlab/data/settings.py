@@ -5,6 +5,7 @@ answered at once. Looks at files only to answer a name that is none.
 """
 
 import os
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -48,6 +49,14 @@ def check_name(name: str) -> None:
       meant = 'folder' if os.path.isdir(place) else ending
       raise UserError(f'data set {name!r} does not say what it is; nearest: {meant}:{name}')
     raise unknown('data set', name, [*BUNDLED, MIXTURE, *FILES.values()])
+
+
+def fold_of(test: str) -> tuple[int, int]:
+  """(k, n) of 'fold:k/n', from 1. Raises `ValueError` where that is no fold."""
+  found = re.fullmatch(r'fold:([0-9]{1,6})/([0-9]{1,6})', test)
+  if not found or not 1 <= int(found[1]) <= int(found[2]) or int(found[2]) < 2:
+    raise ValueError(f'{test!r} is no fold; fold:1/10 to fold:10/10 are those of ten')
+  return int(found[1]), int(found[2])
 
 
 SetName = Annotated[str, Field(pattern=r'^[\w.-]*\w$')]
@@ -172,7 +181,8 @@ class Data(Schema):
   test: Fraction | str = Field(
     default=0.25,
     description='Fraction of each class cut off for testing, unused where data bring a test split (or, for want of '
-    "one, a validation split); or the part to test on: 'validation', 'train[80%:]'.",
+    "one, a validation split); the part to test on: 'validation', 'train[80%:]'; or a fold of a cross-validation, "
+    "'fold:3/10', the third of ten parts of each class.",
   )
   validation: Fraction | Positive | str | None = Field(
     default=None,
@@ -241,6 +251,13 @@ class Data(Schema):
   @classmethod
   def _expanded(cls, folder: str | None) -> str | None:
     return None if folder is None else os.path.expanduser(folder)
+
+  @pydantic.field_validator('test')
+  @classmethod
+  def _fold(cls, test: float | str) -> float | str:
+    if isinstance(test, str) and test.startswith('fold:'):
+      fold_of(test)
+    return test
 
   @pydantic.field_validator('statistics')
   @classmethod

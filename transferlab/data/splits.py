@@ -96,6 +96,17 @@ def halves(ids: np.ndarray, strata: np.ndarray, half: int, seed: int) -> np.ndar
   return _not_empty(chosen, f'half={half}', len(ids))
 
 
+def fold(ids: np.ndarray, strata: np.ndarray, number: int, folds: int, seed: int) -> np.ndarray:
+  """The places of fold `number` (from 1) of so many: of each class every n-th example of its random order.
+
+  The folds of one seed are disjoint and hold everything. Raises `UserError` where some class has fewer examples than
+  there are folds.
+  """
+  if len(ids) and min(np.unique(strata, return_counts=True)[1]) < folds:
+    raise UserError(f'data.test: {folds} folds, and some class has fewer examples')
+  return np.flatnonzero(ranks(ids, strata, seed, TEST) % folds == number - 1)
+
+
 def cut_test(ids: np.ndarray, strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """(rest, test): indices, `fraction` of each stratum to the nearest whole number; one example always stays.
 
