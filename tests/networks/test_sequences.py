@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transferlab.errors import UserError
 from transferlab.networks import sequences
 from transferlab.networks.network import build, network
 
@@ -307,3 +308,9 @@ def test_in_evaluation_nothing_is_dropped(name, options):
     for net, key in zip(nets, (_keys(len(TEXTS)), None))
   )
   np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('widths', [[], [3, 3]])
+def test_windows_of_no_width_or_of_one_twice_are_refused(widths):
+  with pytest.raises(UserError, match='at least one, and none twice'):
+    _net('textcnn', {'widths': widths})

@@ -86,7 +86,7 @@ def lstm(
   The four dropouts are those of AWD-LSTM (Merity et al. 2018, section 4); weight drop is a phase's transform.
 
   Raises:
-    UserError: a head tied to an embedding of another width; a language model that reads in both directions.
+    UserError: no layer; a head tied to an embedding of another width; a language model that reads in both directions.
   """
   return _recurrent('lstm', outputs, vocabulary, embedding, hidden, both, pool, tied, embed_dropout, input_dropout,
                     hidden_dropout, dropout)  # fmt: skip
@@ -127,6 +127,8 @@ def _recurrent(
   dropout: float,
 ) -> Network:
   where, places = f'network {cell!r}', pool == 'none'
+  if not hidden:
+    raise UserError(f'{where}: hidden=[] leaves nothing to read with; nearest: hidden=[128]')
   if tied and (not places or hidden[-1] != embedding):
     raise UserError(
       f"{where}: tied is for a language model (pool='none') whose last layer is as wide as the embedding, {embedding}"

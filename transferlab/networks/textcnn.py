@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from transferlab.config import Positive, Share
+from transferlab.errors import UserError
 from transferlab.networks import layers, sequences
 from transferlab.networks.network import Network, network
 
@@ -53,7 +54,12 @@ def textcnn(
     widths: tokens that filters see.
     filters: of each width.
     dropout: share of the pooled features that is dropped in training.
+
+  Raises:
+    UserError: no widths, or one twice.
   """
+  if not widths or len(set(widths)) < len(widths):
+    raise UserError(f"network 'textcnn': widths={widths} should name at least one, and none twice")
 
   def create(rngs: nnx.Rngs) -> dict:
     stages: dict = {'embed': sequences.Embed(vocabulary, embedding, rngs)}
