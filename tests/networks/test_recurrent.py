@@ -316,6 +316,7 @@ def test_a_head_that_is_not_tied_answers_at_every_place_with_weights_of_its_own(
     ({'pool': 'none', 'both': True, 'hidden': [3]}, 9, "pool='none' answers at every place, .* both=False"),
     ({'pool': 'none', 'hidden': [3]}, {'a': 9, 'b': 9}, "pool='none' answers at every place, for one task"),
     ({'hidden': []}, 9, 'leaves nothing to read with'),
+    ({'tied': True, 'pool': 'none', 'hidden': [3]}, 2, 'one of 9 tokens, and the labels are 2 classes'),
   ],
 )
 def test_what_no_language_model_can_be_is_refused_in_words(cell, options, outputs, words):

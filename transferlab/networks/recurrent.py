@@ -136,6 +136,10 @@ def _recurrent(
   if places and (both or not isinstance(outputs, int)):
     raise UserError(f"{where}: pool='none' answers at every place, for one task, from what is before it: both=False")
 
+  if tied and outputs != vocabulary:
+    what = f'tied answers with one of {vocabulary:,} tokens, and the labels are {outputs} classes'
+    raise UserError(f"{where}: {what}; nearest: data.task='next_token'")
+
   def create(rngs: nnx.Rngs) -> dict:
     embed = sequences.Embed(vocabulary, embedding, rngs, embed_dropout)
     stages: dict[str, Callable] = {'embed': embed}
