@@ -14,7 +14,7 @@ from transferlab.data.settings import TABLES, Data
 from transferlab.data.sources import READ, centred
 from transferlab.data.sources import load as load_data
 from transferlab.errors import UserError
-from transferlab.preparation import Prepared, prepare
+from transferlab.preparation import Prepared, network_of, prepare
 from transferlab.pretrained import Weights
 from transferlab.settings import Run
 
@@ -61,7 +61,14 @@ class Model:
     return {task: own for task, own in found.items() if task not in auxiliary} if auxiliary else found
 
   def _of_texts(self, texts: Any) -> Any:
-    info, texts = self.prepared.loaded.info, [texts] if isinstance(texts, str) else list(texts)
+    info = self.prepared.loaded.info
+    if hasattr(texts, 'keys'):
+      if len(info.columns) != 1 or info.columns[0] not in texts:
+        raise UserError(f'texts are needed, or a table with the column {", ".join(info.columns) or "of texts"}')
+      texts = texts[info.columns[0]]
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+      raise UserError('there are no texts')
     if info.task == 'next_token':
       raise UserError('a language model has an answer at every place of a text; see evaluate and generate')
     if strange := [text for text in texts if not isinstance(text, str)]:
@@ -91,8 +98,11 @@ class Model:
     (numbers, _, _) = next(tokens.located([prompt], record['tokens']))
     added = sampling.sample(self.prepared.network, self.variables, jnp.array([end, *numbers], jnp.int32), settings)
     # Lines end as texts do: where the model has learnt from lines, an end reads as one.
-    parts = np.split(np.asarray(added), np.flatnonzero(np.asarray(added) == end))
-    return '\n'.join(tokens.decode(part[part != end], record['tokens']) for part in parts)
+    first, *others = np.split(np.asarray(added), np.flatnonzero(np.asarray(added) == end))
+    # With the prompt, so that spaces stand between words there too.
+    begun, whole = tokens.decode(numbers, record['tokens']), tokens.decode([*numbers, *first], record['tokens'])
+    parts = [whole.removeprefix(begun), *(tokens.decode(part[part != end], record['tokens']) for part in others)]
+    return '\n'.join(parts)
 
   def probabilities(self, x: Any) -> np.ndarray:
     """[examples, classes]. Raises `UserError` for regression, and for several tasks."""
@@ -119,6 +129,8 @@ class Model:
 
   def write_predictions(self, data: Data, split: str, path: Path) -> int:
     """A CSV row per example of the split; returns how many."""
+    if self.prepared.loaded.info.task == 'next_token':
+      raise UserError('a language model has an answer at every place of a text; see --evaluate and --sample')
     x, label, ids, info = self._data(data, split)
     results.write_predictions(path, results.outputs_on(self.prepared, self.variables, x), ids, info, label)
     return len(ids)
@@ -127,6 +139,9 @@ class Model:
     mine, loaded = self.prepared.loaded.info, load_data(data, self.prepared.seed)
     if split != 'all' and split not in loaded.splits:
       raise UserError(f'{data.name} has no split {split!r} here; there are {", ".join([*loaded.splits, "all"])}')
+    if (loaded.info.task == 'next_token') != (mine.task == 'next_token'):
+      way = "; data of texts are for a language model with task='next_token' and tokens"
+      raise UserError(f'{data.name} is for {loaded.info.task}, the run for {mine.task}{way}')
     rows = np.arange(len(loaded.examples)) if split == 'all' else loaded.splits[split]
     x, label, ids = loaded.evaluated(rows, self.prepared.record)
     return x, matched(label, loaded.info, mine, data.name), ids, mine
@@ -159,7 +174,8 @@ def load(workdir: Any, which: str = 'selected') -> Model:
   prepared = prepare(_without_source(experiment.load_run(place)))
   record = checkpoints.progress(path)['preprocessing']
   weights = Weights(checkpoints.weights(path, which), record, str(path))
-  return Model(dataclasses.replace(prepared, record=record), weights.variables)
+  network = network_of(prepared.run, prepared.loaded, record)  # its tokens may be those of a source
+  return Model(dataclasses.replace(prepared, record=record, network=network), weights.variables)
 
 
 def folder_of(place: Path, which: str) -> Path:

@@ -168,7 +168,7 @@ def prepare(run: Run) -> Prepared:
     run, notes = pretrained.completed(run, weights)
   record, said = _taken_over(run, record, source, weights)
   notes += said
-  network = _network(run, loaded, record)
+  network = network_of(run, loaded, record)
   if run.network is not None and run.network.sharing is not None and not loaded.info.tasks:
     notes.append('network: sharing is among several tasks, and these data have one: it has no effect')
   others = _others(run, loaded, record, network, source, weights)
@@ -280,7 +280,7 @@ def _others(
 
     def teacher(spec: Teacher = spec, place: str = place) -> OtherNetwork:
       like = (
-        network if spec.network is None else _network(run.model_copy(update={'network': spec.network}), loaded, own)
+        network if spec.network is None else network_of(run.model_copy(update={'network': spec.network}), loaded, own)
       )
       return source_network.of(spec, usual, *_origin(run, spec, place), own, _from_data, like, record, place)
 
@@ -288,7 +288,7 @@ def _others(
   return made
 
 
-def _network(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
+def network_of(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
   """The network of a run, with a head for its labels."""
   from transferlab.networks import network as networks
 
@@ -338,7 +338,7 @@ def _phases(
     labelled=loaded.labels['train'] > 0,
     gaps=labels.gaps(loaded.examples.arrays['label'], loaded.splits['train']),
     balancing=run.balancing,
-    streams=_rows(run) if loaded.streams else 0,
+    streams=loaded.streams,
   )
   checks.representation(network, stretches)
   stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)

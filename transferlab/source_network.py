@@ -76,6 +76,9 @@ def of(
     raise UserError(f"{where}, and the target's columns are not its own")
   if given is not None and given.get('encoding', []) != held.get('encoding', []):
     raise UserError(f"{where}, and the values of the target's columns are numbered otherwise than its own")
+  if given is not None and any(_read_by(given, way) != _read_by(held, way) for way in ('tokens', 'bag')):
+    way = 'the same data.tokens (or bag) on the same training texts, or a tokenizer.json for both'
+    raise UserError(f"{where}, which reads texts by other tokens than the target's; nearest: {way}")
   if source is not None:
     network = source.network
   else:
@@ -88,6 +91,12 @@ def of(
     network = _rebuilt(usual, weights, tuple(record['input_shape']), options, where)
   _check_inputs(network, record['input_shape'], where)
   return OtherNetwork(network, record, source, weights, spec)
+
+
+def _read_by(record: Mapping[str, Any], way: str) -> Any:
+  """What makes numbers of texts, their length aside."""
+  own = record.get(way)
+  return own['tokenizer'] if own and way == 'tokens' else (own, own and record['columns'])
 
 
 def _rebuilt(

@@ -117,6 +117,7 @@ def plan(
       notes += said
     else:
       origin = _origin('params', path, pattern, action, given['params'], leaf)
+      _check_tokens(origin, source_names, target_names)
     origins.append(origin)
   for path, leaf in wanted['stats'].items():
     pattern, action = next(((p, a) for p, a in rules if paths.matches(p, path)), ('', 'init'))
@@ -273,6 +274,16 @@ def _by_name(
     said = [f'{sentence}; new ones are {NEW[way]}']
   theirs = _theirs(name, path, given, dtype)
   return Origin('params', path, verb, name, shape, dtype, pairs, way, getattr(theirs, 'origin', '')), said
+
+
+def _check_tokens(origin: Origin, source_names: rows.Names, target_names: rows.Names) -> None:
+  """That what is copied whole stands for the same tokens on both sides."""
+  names = [given.get(origin.path) for given in (source_names, target_names)]
+  if origin.action == 'copy' and origin.path in rows.TOKENS and None not in names and [*names[0]] != [*names[1]]:  # type: ignore[misc]
+    raise UserError(
+      f'config.transplant: {origin.path} stands for other tokens in the source than in the target; '
+      f"nearest: ({paths.stage_of(origin.path)!r}, 'tokens')"
+    )
 
 
 # What the rows of new tokens become.

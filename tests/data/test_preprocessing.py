@@ -138,3 +138,9 @@ def test_a_range_is_recorded_where_the_format_gives_it_and_not_where_it_is_obser
 def test_preprocessing_of_another_kind_of_data_is_refused():
   with pytest.raises(UserError, match='image data and the target is table data'):
     preprocessing.reuse(_image_record([8, 8, 1], [5.0]), _record(['a'], [1.0], [1.0]))
+
+
+def test_whole_numbers_are_scaled_as_decimals_are():
+  record = {'shift': [5.0, 3.0], 'scale': [2.0, 0.5]}
+  whole = preprocessing.apply(np.array([[7, 2]], np.int32), **record)
+  np.testing.assert_allclose(whole, [[1.0, -2.0]])

@@ -358,3 +358,76 @@ def test_frozen_layers_of_texts_run_once_and_change_nothing(place, tmp_path):
     weights.append(transferlab.load(tmp_path / use, 'last').variables['params']['head']['kernel'])
   assert any('once' in line for line in prepare(classifier(place, phases=phases)).caching)
   np.testing.assert_allclose(weights[0], weights[1], atol=1e-6)
+
+
+def test_a_language_model_goes_on_with_another_number_of_devices(place, tmp_path):
+  """What is carried belongs to the rows of the batch, and not to those that pad it."""
+  run = settings(place, data={'batch_size': 3})
+  transferlab.run(config.resolved(run), tmp_path / 'run')
+  kept = checkpoints.load(checkpoints.find(str(tmp_path / 'run')))
+  assert kept['carry']['lstm1']['h'].shape == (3, 8)
+  if jax.device_count() > 1:
+    longer = {
+      **config.resolved(run),
+      'parallel': {'devices': 2},
+      'phases': [{**run.phases[0].model_dump(), 'steps': 16}],
+    }
+    from transferlab import experiment
+
+    done = experiment.run(config.validate(Run, longer), tmp_path / 'run', extend=True)
+    assert done['steps'] == 16
+
+
+def test_frozen_layers_run_once_with_buckets_too(place, tmp_path):
+  data = classifier(place).target.data.model_dump(mode='json', exclude_unset=True)
+  phases = [{'steps': 20, 'train': 'head', 'optimizer': 'adam', 'learning_rate': 1e-2}]
+  run = classifier(place, phases=phases, target={'data': {**data, 'tokens': {'length': 9, 'buckets': [3, 6]}}})
+  assert any('once' in line for line in prepare(run).caching)
+  done = transferlab.run(config.resolved(run), tmp_path / 'run')
+  assert done['status'] == 'done'
+
+
+def test_a_teacher_of_other_words_is_refused(place):
+  other = {'name': f'tsv:{place}/strange.tsv', 'tokens': {'length': 9}, 'batch_size': 10}
+  rows = '\n'.join(f'{i % 2}\tsome thing else number {i % 7}' for i in range(60))
+  (place / 'strange.tsv').write_text(f'label\ttext\n{rows}\n')
+  teachers = {'big': {'data': other, 'phases': [{'steps': 1, 'learning_rate': 1e-2}]}}
+  terms = [{'term': 'cross_entropy'}, {'term': 'kd'}]
+  with pytest.raises(UserError, match="reads texts by other tokens than the target's"):
+    prepare(classifier(place, teachers=teachers, objective=terms))
+  same = {'big': {**teachers['big'], 'data': classifier(place).target.data.model_dump(mode='json', exclude_unset=True)}}
+  assert prepare(classifier(place, teachers=same, objective=terms)).teachers
+
+
+def test_rows_of_other_tokens_are_not_copied_for_having_the_same_number(place, tmp_path):
+  for name, words in (('one', 'a b c d'), ('two', 'e f g h')):
+    rows = '\n'.join(f'{i % 2}\t{words}' for i in range(40))
+    (tmp_path / f'{name}.tsv').write_text(f'label\ttext\n{rows}\n')
+  data = lambda name: {'name': f'tsv:{tmp_path}/{name}.tsv', 'tokens': {'length': 4}, 'batch_size': 4}
+  source = {'data': data('one'), 'phases': [{'steps': 1, 'learning_rate': 1e-2}]}
+  run = classifier(place, source=source, target={'data': data('two'), 'preprocessing': 'refit'})
+  with pytest.raises(UserError, match='stands for other tokens in the source than in the target'):
+    prepare(run)
+
+
+def test_a_loaded_model_has_the_network_of_its_sources_vocabulary(place, tmp_path):
+  run = classifier(place, source=language(place, 'other.txt'))
+  transferlab.run(config.resolved(run), tmp_path / 'run')
+  model = transferlab.load(tmp_path / 'run')
+  wanted = model.variables['params']['embed']['embedding'].shape
+  assert model.prepared.network.shapes()['params']['embed']['embedding'].shape == wanted
+  assert model.predict({'text': ['the cat', 'a dog']}).shape == (2,)
+  for texts, message in (([], 'no texts'), ({'words': ['a']}, 'the column text'), ([3], 'trained on texts, and 3')):
+    with pytest.raises(UserError, match=message):
+      model.predict(texts)
+
+
+def test_a_language_model_says_what_it_cannot_be_used_for(place, tmp_path):
+  transferlab.run(config.resolved(settings(place)), tmp_path / 'run')
+  with pytest.raises(UserError, match='is for classification, the run for next_token'):
+    commands.use(tmp_path / 'run', f'tsv:{place}/labelled.tsv', None)
+  with pytest.raises(UserError, match='see --evaluate and --sample'):
+    commands.use(tmp_path / 'run', None, 'test')
+  assert 'perplexity' in commands.use(tmp_path / 'run', f'text:{place}/other.txt,split=all', None)
+  words = commands.sample(tmp_path / 'run', 'the cat', 'length=3,temperature=0')
+  assert words.startswith(('the cat ', 'the cat\n'))

@@ -309,6 +309,8 @@ class Data(Schema):
       raise ValueError(f'a plain text has no labels: its task is next_token, not {self.task!r}')
     if self.tokens is None:
       raise ValueError("next_token needs tokens, which say what is predicted; nearest: tokens={'length': 64}")
+    if isinstance(self.test, str) and self.test.startswith('fold:'):
+      raise ValueError('test: next_token reads texts from end to end, and folds are drawn at random')
     odd = {'shots', 'classes', 'train_classes', 'half', 'keep_labels', 'where', 'last_batch'} & self._chosen()
     if odd or self.sampling == 'balanced':
       raise ValueError(f'{", ".join(sorted(odd)) or "balanced sampling"}: next_token reads texts from end to end')

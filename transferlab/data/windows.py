@@ -1,6 +1,6 @@
 """Texts for language models: all tokens of a split as a few long streams, cut into windows that follow one another.
 
-Every token but a stream's first is predicted exactly once, from all that stands before it in its stream: what a network
+Every token but the text's first is predicted exactly once, from all that stands before it in its stream: what a network
 remembers is carried from a window to the next.
 """
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -62,7 +63,8 @@ def widths(network: Network, stages: Sequence[str], example: jax.ShapeDtypeStruc
   Args:
     example: the inputs of a batch, preprocessed or not.
   """
-  record = {name: jax.ShapeDtypeStruct(example.shape[-1:], np.float32) for name in ('shift', 'scale')}
+  sizes = (0,) if example.dtype == np.int32 and network.dtype == jnp.int32 else example.shape[-1:]
+  record = {name: jax.ShapeDtypeStruct(sizes, np.float32) for name in ('shift', 'scale')}
   shapes = jax.eval_shape(_forward(network, tuple(stages), pool), network.shapes(), record, example)
   return {stage: int(shapes[stage].shape[1]) for stage in stages}
 

@@ -77,7 +77,7 @@ def lstm(
     hidden: features of each layer; of each direction, where there are both.
     both: read texts in both directions, side by side.
     pool: what the head sees of a text: its last place (of both directions the far ends), the mean, the maximum, the
-      three of them ('concat'), or every place by itself ('none').
+      three of them ('concat', with the last place of both directions), or every place by itself ('none').
     tied: a language model's head has the embedding for weights.
     embed_dropout: share of the vocabulary that is dropped in an example.
     input_dropout: of the embedded tokens' features, hidden_dropout: of those between layers, the same at every place.
@@ -156,9 +156,8 @@ def _recurrent(
     return {**stages, 'head': layers.head((3 if pool == 'concat' else 1) * width, outputs, rngs)}
 
   def carry(batch: int) -> dict[str, Any]:
-    states = ('h', 'c') if cell == 'lstm' else ('h',)
     return {
-      f'{cell}{number}': {state: jnp.zeros((batch, features)) for state in states}
+      f'{cell}{number}': {state: jnp.zeros((batch, features)) for state in sequences.CELLS[cell].states}
       for number, features in enumerate(hidden, 1)
     }
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from transferlab.config import Positive, Rate, Share
 from transferlab.errors import UserError
+from transferlab.networks import sequences
 from transferlab.objectives import distillation
 from transferlab.objectives.objective import Term, View, array, linear, linear_init, nothing
 
@@ -139,9 +140,9 @@ def _features(view: View, mine: str, theirs: str) -> tuple[Array, Array]:
 
 def _pooled(view: View, mine: str, theirs: str) -> tuple[Array, Array]:
   """A stage of each, averaged over places."""
-  flat = lambda x: x.mean(axis=tuple(range(1, x.ndim - 1)))
   student, teacher = _features(view, mine, theirs)
-  return flat(student), flat(teacher)
+  own, other = view.outputs[mine], view.teacher_outputs[theirs]
+  return sequences.averaged(student, own), sequences.averaged(teacher, other)
 
 
 def _plain(stages: Stages, loss: Callable[[View, str, str], Array], couples: bool = False) -> Term:

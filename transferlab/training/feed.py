@@ -78,7 +78,7 @@ class Held:
     assert count <= self.room
     looped = self.population or parallel.loops(method, _batch_shape(self.arrays, self.orders[0]))
     train = parallel.chunk(method, self.mesh, self.population, looped)
-    if not self.population and self.orders[0].buckets and self.arrays['x'].dtype == jnp.int32:
+    if not self.population and self.orders[0].buckets and 'x' in self.arrays:
       return self._bucketed(train, state, constants, step, count)
     picks = self.ahead[1] if self.ahead and self.ahead[0] == step else self._picks(step)
     state, metrics = train(state, constants, self.arrays, picks, np.int32(count))

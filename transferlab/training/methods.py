@@ -160,7 +160,7 @@ def stretches(
     labelled: there are labels, if only to log an accuracy.
     gaps: the tasks of which training labels are missing.
     balancing: how the losses of several tasks combine.
-    streams: rows of a batch that go on where they stood in the batch before; 0: none do.
+    streams: real rows of a batch that go on where they stood in the batch before; 0: none do.
 
   Raises:
     UserError: any mistake in patterns, optimizers, objectives or statistics.

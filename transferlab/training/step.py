@@ -71,8 +71,8 @@ class Method:
     transforms: what becomes of parameters before they are applied.
     average: the running average that is kept: 'exponential', 'uniform' or None.
     anchored: the values from which the phase starts are kept, to go back to part of the way.
-    streams: rows of a batch that each go on where they stood in the batch before, with what recurrent stages remember;
-      0: examples that have nothing to do with one another.
+    streams: real rows of a batch, each of which goes on where it stood in the batch before, with what recurrent stages
+      remember; 0: examples that have nothing to do with one another.
   """
 
   network: Network
@@ -218,7 +218,8 @@ def _terms(
   present = None if method.objective.balancer is None else _present(method, batch)
   moved = {'stats': stats}
   if method.streams:
-    moved['carry'] = outputs[method.network.stages[-2]]['carry']
+    # Of the real rows alone, so that a checkpoint does not depend on the number of devices.
+    moved['carry'] = jax.tree.map(lambda leaf: leaf[: method.streams], outputs[method.network.stages[-2]]['carry'])
   return Terms(weighted, means, moved, term_stats, mine, present, representation)
 
 

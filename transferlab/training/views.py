@@ -75,8 +75,13 @@ def real_places(inputs: Any) -> Any:
 
 
 def reset(carry: Any, fresh: Array) -> Any:
-  """What recurrent stages remember, nothing where a text begins."""
-  return jax.tree.map(lambda leaf: jnp.where(fresh[:, None] > 0, 0, leaf), carry)
+  """What recurrent stages remember, for all rows of a batch; nothing where a text begins, and in rows that pad it."""
+
+  def one(leaf: Array) -> Array:
+    padded = jnp.pad(leaf, [(0, len(fresh) - len(leaf)), (0, 0)])
+    return jnp.where(fresh[:, None] > 0, 0, padded)
+
+  return jax.tree.map(one, carry)
 
 
 class ByStage(Mapping):
