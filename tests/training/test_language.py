@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +147,7 @@ def test_streams_give_the_same_on_several_devices(place):
     pytest.skip('needs several devices')
   losses = []
   for devices in (1, 2):
-    run = settings(place, parallel={'devices': devices}, data={'batch_size': 3})
+    run = settings(place, parallel={'devices': devices}, data={'batch_size': 3}, logging={'every': 6})
     from transferlab.experiment import feed_of
     from transferlab.training import parallel
 
@@ -154,8 +157,22 @@ def test_streams_give_the_same_on_several_devices(place):
     state = parallel.beginning(stretch.method, False)({**member.variables, 'term_stats': {}}, np.int32(0))
     frozen = jax.tree.map(lambda leaf: None, state['trainable'])
     constants = feed.place({**stretch.constants(member, 0), 'frozen': frozen})
-    losses.append(feed.train(stretch.method, feed.place(state), constants, 0, 10)[1]['loss'])
+    losses.append(feed.train(stretch.method, feed.place(state), constants, 0, 6)[1]['loss'])
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(jax.device_count() > 1, reason='this is the process with two devices')
+def test_what_needs_two_devices_passes_on_two():
+  """JAX takes its number of devices at the start: in a process of its own."""
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'PYTHONPATH': os.pathsep.join(sys.path),
+  }
+  command = [sys.executable, '-m', 'pytest', '-q', '-n0', '-rs', __file__, '-k', 'several_devices or number_of_devices']
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and done.stdout.startswith('.. '), done.stdout  # neither was skipped
 
 
 def test_pmap_says_that_it_cannot_carry_a_state(place, tmp_path):
