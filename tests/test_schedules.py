@@ -354,6 +354,7 @@ def test_a_process_that_is_killed_at_a_boundary_and_again_inside_a_phase_ends_wi
   assert_same(tmp_path / 'killed', tmp_path / 'undisturbed')
 
 
+@pytest.mark.long
 def test_chain_thaw_moves_one_stage_at_a_time_and_then_all(tmp_path, monkeypatch):
   monkeypatch.setattr(sys.modules[__name__], 'ENDS', [4, 8, 12, 16])
   run = digits(schedules.chain_thaw(NETWORK, steps=4, learning_rate=[0.01, 0.001, 0.001, 0.001]))

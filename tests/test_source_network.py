@@ -96,6 +96,7 @@ def first_batch(prepared):
 
 
 # ------------------------------------------------------------------------------------------------ each term in a run
+@pytest.mark.long
 def test_delta_is_zero_until_the_features_leave_the_sources(place):
   run = settings({**DELTA, 'beta': 0.0, 'weight': 0.3})
   transferlab.run(config.resolved(run), place / 'delta')

@@ -186,6 +186,7 @@ def test_rows_end_in_padding_and_long_texts_lose_their_end_or_their_start(name):
   assert rows.tolist() == _padded(whole, 300) * 60
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', NAMES)
 def test_a_text_of_a_million_tokens_is_encoded_in_seconds(name):
   record = _fit(PLAIN, name, length=16, cut='start')

@@ -247,6 +247,7 @@ def test_losses_in_single_precision_are_the_same_until_rounding_has_grown():
   assert difference(losses['mapped 8'][:5], losses['held 1'][:5]) < 1e-5
 
 
+@pytest.mark.long
 def test_devices_without_a_real_example_and_padded_last_batches_change_nothing():
   losses = results('edges')['few']
   assert len(set(losses['held 1'])) == 13

@@ -54,7 +54,7 @@ def assert_close(one, other):
 @pytest.mark.parametrize(
   'phases, data',
   [
-    ([HEAD, TOP], {}),
+    pytest.param([HEAD, TOP], {}, marks=pytest.mark.long),
     pytest.param([TOP], {'augment': {'shift': 1, 'flip': True, 'views': 3}}, marks=pytest.mark.long),
     ([HEAD], {'last_batch': 'pad', 'batch_size': 14}),
   ],
@@ -99,7 +99,7 @@ def test_members_of_a_population_keep_the_outputs_of_their_own_weights(tmp_path)
     assert one['frozen_stages'] and not other['frozen_stages']
 
 
-@pytest.mark.parametrize('at', [20, 40, pytest.param(55, marks=pytest.mark.long)])
+@pytest.mark.parametrize('at', [pytest.param(20, marks=pytest.mark.long), 40, pytest.param(55, marks=pytest.mark.long)])
 def test_stopping_and_going_on_from_kept_outputs_is_exact_to_the_bit(tmp_path, at):
   run = settings(HEAD, TOP, data={'augment': {'shift': 1, 'views': 2}})
   experiment.run(run, tmp_path / 'whole')

@@ -201,6 +201,7 @@ def _check_keras_vgg(depth, side, features, name, channels):
     _close(outputs['pool'], last.mean((1, 2)))
 
 
+@pytest.mark.long
 def test_squeezenet_gives_for_red_green_blue_what_keras_gives_for_blue_green_red():
   model = peers.keras_squeezenet(63, 5)
   arrays = peers.slashed(peers.keras_random(model))
