@@ -7,7 +7,7 @@ Movie reviews are cut into ten folds of equal classes, each tested on once; TREC
 Published (CNN-rand): movie reviews .761, TREC .912.
 Data: movie reviews (Pang and Lee 2005) as data/movie_reviews.tsv, TREC as data/trec_{train,test}.tsv, with headers
 `label<TAB>text`; others with --config.axes.task.TREC.target.data.name=tsv:FILE.
-Not measured yet.
+Seen (two cores, 33 min of CPU time): movie reviews .767, TREC .904.
 """
 
 import ml_collections
