@@ -173,7 +173,15 @@ def test_every_shipped_config_is_valid_in_full_and_in_short():
       values, docstring = read(f'{file}:{argument}')
       assert f'--config={file.relative_to(ROOT)}' in docstring
       assert 'Seen' in docstring or file.parent.name == 'experiments'
-      # To read all of IMDB twice takes half a minute: their smoke is enough here.
+      # To read all of IMDB takes half a minute: the next test does.
       whole = argument == 'smoke' or 'tfds:imdb' not in file.read_text()
       if whole and (file not in FETCHED or 'TRANSFERLAB_TEST_DATA' in os.environ):
         assert all(prepare(run).loaded.splits for run in runs_of(values)[:1])
+
+
+@pytest.mark.long
+@pytest.mark.skipif('TRANSFERLAB_TEST_DATA' not in os.environ, reason='TRANSFERLAB_TEST_DATA is unset')
+@pytest.mark.parametrize('file', [file for file in SHIPPED if 'tfds:imdb' in file.read_text()], ids=lambda file: file.stem)
+def test_configs_on_all_of_imdb_are_valid_in_full(file):
+  (run,) = runs_of(read(f'{file}:')[0])[:1]
+  assert prepare(run).loaded.splits
