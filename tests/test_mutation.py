@@ -179,9 +179,12 @@ def test_every_shipped_config_is_valid_in_full_and_in_short():
         assert all(prepare(run).loaded.splits for run in runs_of(values)[:1])
 
 
+ALL_OF_IMDB = [file for file in SHIPPED if 'tfds:imdb' in file.read_text()]
+
+
 @pytest.mark.long
 @pytest.mark.skipif('TRANSFERLAB_TEST_DATA' not in os.environ, reason='TRANSFERLAB_TEST_DATA is unset')
-@pytest.mark.parametrize('file', [file for file in SHIPPED if 'tfds:imdb' in file.read_text()], ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', ALL_OF_IMDB, ids=lambda file: file.stem)
 def test_configs_on_all_of_imdb_are_valid_in_full(file):
   (run,) = runs_of(read(f'{file}:')[0])[:1]
   assert prepare(run).loaded.splits
