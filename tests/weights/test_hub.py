@@ -88,7 +88,7 @@ def test_the_environment_variables_of_the_library_are_enough(cache):
 def test_a_damaged_config_is_noted(cache):
   cache('org/name', {'model.safetensors': safetensors.numpy.save(ARRAYS), 'config.json': '{"depth"'})
   found = readers.read('hf:org/name')
-  assert 'config' not in found.metadata and any('config.json of the repository is damaged' in n for n in found.notes)
+  assert 'config' not in found.metadata and any('config.json beside the weights is damaged' in n for n in found.notes)
 
 
 def test_a_file_and_a_revision_can_be_named(cache):

@@ -104,10 +104,15 @@ class Dropout(nnx.Module):
   def __init__(self, rate: float):
     self.rate = rate
 
+  @property
+  def active(self) -> bool:
+    """Whether it changes anything in the call that it is part of."""
+    return _scope.get().train and self.rate > 0
+
   def __call__(self, x: Float[Array, 'batch ...']) -> Float[Array, 'batch ...']:
-    current = _scope.get()
-    if not current.train or self.rate == 0:
+    if not self.active:
       return x
+    current = _scope.get()
     key, keep = current.next_key(), 1.0 - self.rate
     if key.ndim:
       kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, x.shape[1:]))(key)

@@ -17,7 +17,7 @@ from transferlab.errors import UserError, nearest, unknown
 from transferlab.networks import network as networks
 from transferlab.weights import layouts
 from transferlab.weights.mapping import FORMAT, OURS, origins
-from transferlab.weights.origin import Origin
+from transferlab.weights.origin import Origin, Table
 
 SUFFIXES = ('.safetensors', '.npz', '.h5')
 # Options that parameters do not show.
@@ -90,14 +90,27 @@ def _named(
   both = {**leaves['params'], **leaves['stats']}
   if homeless := [path for path in both if path not in table]:
     raise UserError(f'{names} has no name for {", ".join(homeless[:3])}; names=ours writes every leaf')
-  arrays = {
-    theirs: np.ascontiguousarray(layouts.theirs(np.asarray(both[ours]), layout))
-    for ours, (theirs, layout) in table.items()
-    if ours in both
-  }
+  arrays = _theirs(both, table)
   _check_same(known, options, arrays)
   turned = any('reverse=' in layout for ours, (_, layout) in table.items() if ours in both)
   return arrays, ['the first kernel takes blue, green, red, as the origin does'] if turned else []
+
+
+def _theirs(leaves: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
+  """Their arrays, each of one leaf or of all that are parts of it."""
+  parts: dict[str, list[tuple[layouts.Part | None, np.ndarray]]] = {}
+  for ours, (theirs, layout) in table.items():
+    if ours in leaves:
+      part = (layouts.part(layout), layouts.theirs(np.asarray(leaves[ours]), layout))
+      parts.setdefault(theirs, []).append(part)
+  arrays = {}
+  for theirs, found in parts.items():
+    first, array = found[0]
+    if first is not None:
+      ordered = sorted(found, key=lambda each: each[0].number if each[0] else 0)
+      array = np.concatenate([part for _, part in ordered], axis=first.axis)
+    arrays[theirs] = np.ascontiguousarray(array)
+  return arrays
 
 
 def _check_same(known: Sequence[Origin], options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,8 +3,10 @@
 A well-known name decides; else there must be one file of weights, or one index and its shards. Nothing is guessed.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 # The names under which hubs keep a network, in the order of preference.
 NAMES = (
@@ -15,6 +17,8 @@ NAMES = (
   'flax_model.msgpack',
   'flax_model.msgpack.index.json',
 )
+# Records that lie beside weights of such a name; each becomes an entry of the metadata, named without its suffix.
+RECORDS = ('config.json', 'preprocessor_config.json', 'tokenizer.json')
 SUFFIXES = (
   *('.safetensors', '.pt', '.pth', '.pth.tar', '.th', '.bin', '.ckpt', '.h5', '.hdf5', '.keras', '.npz', '.msgpack'),
   *('.index.json', '.weights.json'),
@@ -26,6 +30,22 @@ SHARDS = {
 }
 # As flax counts the steps of a run; the newest stands for all.
 NUMBERED = re.compile(r'checkpoint_(\d+)')
+
+
+def records(read: Mapping[str, Callable[[], bytes]]) -> tuple[dict[str, Any], list[str]]:
+  """(the metadata of a folder, notes on records that are damaged).
+
+  Args:
+    read: gives the bytes of each file of the folder.
+  """
+  metadata, notes = {}, []
+  for record in RECORDS:
+    if record in read:
+      try:
+        metadata[record.removesuffix('.json')] = json.loads(read[record]())
+      except (ValueError, RecursionError):
+        notes.append(f'{record} beside the weights is damaged, and is not used')
+  return metadata, notes
 
 
 def weights_among(names: Sequence[str]) -> list[str]:

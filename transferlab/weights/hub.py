@@ -4,7 +4,7 @@ Uses the network, through huggingface_hub where it is installed. What is in the 
 """
 
 import dataclasses
-import json
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from transferlab.weights import folders, shards
 
 PREFIX = 'hf:'
 FORM = 'hf:ORG/NAME, hf:ORG/NAME@REVISION or hf:ORG/NAME/FILE'
-# Records about the weights; each becomes an entry of the metadata, by the name without its suffix.
-RECORDS = ('config.json', 'preprocessor_config.json')
 # Seconds for the first answer. The library's own listing retries for half a minute where there is no network.
 PATIENCE = 10
 
@@ -76,14 +74,9 @@ def fetch(spec: str) -> Fetched:
   if file.endswith(shards.SUFFIX):
     for shard in shards.names(fetched):
       _download(library, asked, revision, str(Path(file).with_name(shard)), spec)
-  metadata: dict[str, Any] = {}
-  for record in RECORDS:
-    if record in files:
-      try:
-        metadata[Path(record).stem] = json.loads(_download(library, asked, revision, record, spec).read_bytes())
-      except ValueError:
-        notes.append(f'{record} of the repository is damaged, and is not used')
-  return Fetched(fetched, revision, metadata, (f'{file} of revision {revision}', *notes))
+  reading = lambda record: _download(library, asked, revision, record, spec).read_bytes()
+  metadata, damaged = folders.records({record: functools.partial(reading, record) for record in files})
+  return Fetched(fetched, revision, metadata, (f'{file} of revision {revision}', *notes, *damaged))
 
 
 def _library() -> Any:

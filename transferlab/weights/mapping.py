@@ -131,8 +131,7 @@ def recognise(contents: Contents) -> Recognised | None:
   if own.get('names') == OURS:
     return _own(contents, own)
   for origin in origins():
-    valueless = re.compile(origin.valueless)
-    shapes = {name: tensor.shape for name, tensor in contents.tensors.items() if not valueless.fullmatch(name)}
+    shapes = {name: tensor.shape for name, tensor in contents.tensors.items() if not origin.skips(name)}
     options = origin.options(shapes)
     if options is not None and (found := _fitted(contents, origin, options)) is not None:
       return found
@@ -191,22 +190,34 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
     return None
   sizes = {ours: layouts.shape(contents.tensors[theirs].shape, layout) for ours, (theirs, layout) in present.items()}
   outputs = next((shape[-1] for ours, shape in sizes.items() if shape and paths.stage_of(ours) == 'head'), None)
-  channels = next(shape[-2] for shape in sizes.values() if len(shape) > 1)
-  if channels != 3:  # colours are in the order blue, green, red only where they are three
+  shape = _input_shape(contents, origin, options, sizes)
+  if shape[-1] != 3:  # colours are in the order blue, green, red only where they are three
     present = {ours: (theirs, layout.replace(', reverse=i', '')) for ours, (theirs, layout) in present.items()}
-  size = origin.inputs.size if origin.inputs else origin.size
-  own = said(contents)
-  options = {**options, **(own['options'] if own.get('network') == origin.network else {})}
-  built = networks.build(origin.network, options, (size, size, channels), outputs or 1)
-  mapped = _mapped(contents, present, built.shapes(), origin.valueless)
+  own, config = said(contents), contents.metadata.get('config')
+  options = {**options, **(origin.stated(config) if isinstance(config, Mapping) else {})}
+  options |= own['options'] if own.get('network') == origin.network else {}
+  built = networks.build(origin.network, options, shape, outputs or 1)
+  mapped = _mapped(contents, present, built.shapes(), origin)
   like = _leaves(built.shapes())
   if any(sizes[ours] != tuple(like[ours].shape) for ours in present) or mapped.unmapped:
     return None
   known = stated(contents.metadata) or origin.inputs
-  record = own.get('preprocessing') or (known.record(channels) if known else None)
+  if known is not None and origin.input_shape is not None:
+    known = dataclasses.replace(known, size=shape[0])
+  record = own.get('preprocessing') or (known.record(shape[-1]) if known else None)
   if origin.doubt and record is None:
     mapped = dataclasses.replace(mapped, notes=(*mapped.notes, origin.doubt))
   return Recognised(origin, options, outputs, mapped, record)
+
+
+def _input_shape(
+  contents: Contents, origin: Origin, options: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+  """Of one example: what the weights decide, or else square images of the origin's size."""
+  if origin.input_shape is not None:
+    return origin.input_shape(options, {name: tensor.shape for name, tensor in contents.tensors.items()})
+  size = origin.inputs.size if origin.inputs else origin.size
+  return size, size, next(shape[-2] for shape in sizes.values() if len(shape) > 1)
 
 
 def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_shape: bool = False) -> Mapped:
@@ -238,7 +249,7 @@ def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_sh
       _enter(table, name, path, layout if axes > 1 or path == template else 'same', leaves, what)
   if by_shape:
     table |= proposals(contents, table, like)
-  mapped = _mapped(contents, table, like, Origin.valueless)
+  mapped = _mapped(contents, table, like)
   return dataclasses.replace(mapped, notes=(*mapped.notes, *_proposed(contents, table, like)))
 
 
@@ -289,8 +300,9 @@ def _enter(table: Table, name: str, path: str, layout: str, leaves: Mapping[str,
   table[path] = (name, layout)
 
 
-def _mapped(contents: Contents, table: Table, like: Mapping[str, Any], valueless: str) -> Mapped:
+def _mapped(contents: Contents, table: Table, like: Mapping[str, Any], origin: Origin | None = None) -> Mapped:
   """The variables that a table makes of a file; their shapes may still differ from those of the network."""
+  valueless, others = (origin.valueless, origin.others) if origin else (Origin.valueless, Origin.others)
   variables: dict[str, dict[str, Leaf]] = {'params': {}, 'stats': {}}
   stats, leaves = paths.flatten(like.get('stats', {})), _leaves(like)
   converted: dict[str, int] = {}
@@ -306,10 +318,14 @@ def _mapped(contents: Contents, table: Table, like: Mapping[str, Any], valueless
     variables['stats' if ours in stats else 'params'][ours] = Leaf(shape, dtype, theirs, tensor, layout, contents.file)
   used = {theirs for theirs, _ in table.values()}
   left = [name for name in contents.tensors if name not in used]
+  apart = [name for name in left if re.fullmatch(others, name)]
+  left = [name for name in left if name not in apart]
   plain = tuple(name for name in left if not re.fullmatch(valueless, name))
   notes = [f'{count} arrays are {dtype} in the file, and are converted' for dtype, count in converted.items()]
   if len(left) > len(plain):
     notes.append(f'{len(left) - len(plain)} names of the file carry nothing of use ({valueless})')
+  if apart:
+    notes.append(f'{len(apart)} arrays are of parts that the network does not have: {", ".join(apart[:3])}, …')
   return Mapped({kind: paths.unflatten(flat) for kind, flat in variables.items()}, plain, tuple(notes))
 
 

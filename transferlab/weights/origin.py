@@ -4,6 +4,7 @@ One `Origin` stands for one architecture as one framework writes it; those that 
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,6 +56,9 @@ class Origin:
     size: side of the images for which the network is built where `inputs` is None.
     doubt: a sentence for the report on what a file of this origin leaves unsaid.
     exported: whether a network can be written under these names.
+    others: names (a regular expression) of parts of the origin's model that our network does not have.
+    stated: `stated(config)` gives options that names and shapes do not show from the config.json beside the weights.
+    input_shape: `input_shape(options, shapes)` of one example, where the weights decide it; None: square images.
   """
 
   name: str
@@ -66,3 +70,10 @@ class Origin:
   size: int = 224
   doubt: str = ''
   exported: bool = True
+  others: str = '(?!)'
+  stated: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+  input_shape: Callable[[Mapping[str, Any], Shapes], tuple[int, ...]] | None = None
+
+  def skips(self, name: str) -> bool:
+    """Whether a name is of no use to our network."""
+    return bool(re.fullmatch(f'{self.valueless}|{self.others}', name))

@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transferlab.errors import UserError, nearest
 from transferlab.weights import (
@@ -56,14 +57,23 @@ def read(spec: str | Path, part: str | None = None) -> Contents:
   """
   named = str(spec)
   fetched = hub.fetch(named) if named.startswith(hub.PREFIX) else None
+  path = fetched.path if fetched else Path(os.path.expanduser(named))
   try:
-    found = _opened(fetched.path if fetched else Path(os.path.expanduser(named)), part, named)
+    found = _opened(path, part, named)
+    metadata, notes = (fetched.metadata, fetched.notes) if fetched else _beside(path)
   except OSError as error:  # no right to read, a broken disk, a name that is too long
     raise UserError(f'{named} cannot be read ({error.strerror or type(error).__name__})') from None
-  if fetched is None:
-    return found
-  metadata, notes = {**found.metadata, **fetched.metadata}, (*found.notes, *fetched.notes)
-  return dataclasses.replace(found, metadata=metadata, notes=notes)
+  return dataclasses.replace(found, metadata={**found.metadata, **metadata}, notes=(*found.notes, *notes))
+
+
+def _beside(path: Path) -> tuple[dict[str, Any], list[str]]:
+  """The records that lie beside weights whose name is one that hubs use."""
+  folder = path if path.is_dir() else path.parent
+  names = [child.name for child in folder.iterdir()]
+  found = folders.weights_among(names) if path.is_dir() else [path.name]
+  if not set(found) & set(folders.NAMES):
+    return {}, []
+  return folders.records({name: (folder / name).read_bytes for name in names})
 
 
 def _opened(path: Path, part: str | None, named: str) -> Contents:

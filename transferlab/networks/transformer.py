@@ -1,0 +1,205 @@
+"""What transformers share (Vaswani et al. 2017): attention, feed-forward layers, and the blocks that encoders of texts,
+language models and vision transformers are made of.
+
+Between blocks stands an array [batch, places, width], or a dict with it as 'x' and with 'mask' [batch, places], False
+where there is padding, and 'positions' [batch, places]; attention looks at real places only.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from transferlab.networks import layers
+from transferlab.networks.residual import LayerScale, StochasticDepth
+
+Activation = Literal['gelu', 'gelu_tanh', 'quick_gelu', 'relu', 'silu']
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'gelu': lambda x: nnx.gelu(x, approximate=False),  # Hendrycks and Gimpel 2016, eq. 1
+  'gelu_tanh': lambda x: nnx.gelu(x, approximate=True),
+  'quick_gelu': lambda x: x * nnx.sigmoid(1.702 * x),
+  'relu': nnx.relu,
+  'silu': nnx.silu,
+}
+# Of the weights of transformers (Devlin et al. 2019; Radford et al. 2019).
+NORMAL = nnx.initializers.truncated_normal(0.02)
+Cache = dict[str, Array]
+
+
+def layer_norm(width: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.LayerNorm:
+  """Layer normalisation (Ba et al. 2016), with the variance from differences to the mean."""
+  return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
+def rotated(
+  x: Float[Array, 'batch places heads size'], positions: Int[Array, 'batch places'], base: float
+) -> Float[Array, 'batch places heads size']:
+  """Rotary positions (Su et al. 2021, eq. 34): feature i and i + size/2 are turned by position · base^(−2i/size).
+
+  Features are paired by halves, as LLaMA's published weights are; the paper pairs neighbours.
+  """
+  half = x.shape[-1] // 2
+  angles = positions[..., None, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  cosine, sine = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+  first, second = x[..., :half], x[..., half:]
+  return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+
+
+class Attention(nnx.Module):
+  """Attention of every place to the places of the same example (Vaswani et al. 2017, eq. 1), in several heads.
+
+  Args:
+    groups: how many heads of keys and values the heads share (Ainslie et al. 2023); None: as many as there are heads.
+    biases: of query, key and value; `out_bias` of the output.
+    causal: places see none behind them.
+    rotary: base of the rotary positions of queries and keys; None: none.
+    dropout: share of the attention weights that is dropped in training; they are made explicit for it.
+    explicit: give the attention weights as well, which the fused path never writes down.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    rngs: nnx.Rngs,
+    *,
+    groups: int | None = None,
+    biases: bool = True,
+    out_bias: bool = True,
+    causal: bool = False,
+    rotary: float | None = None,
+    dropout: float = 0.0,
+    explicit: bool = False,
+  ):
+    self.heads, self.groups, self.size = heads, groups or heads, width // heads
+    self.causal, self.rotary, self.explicit = causal, rotary, explicit
+    layer = lambda inputs, outputs, bias: nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=NORMAL, rngs=rngs)
+    self.query = layer(width, self.heads * self.size, biases)
+    self.key = layer(width, self.groups * self.size, biases)
+    self.value = layer(width, self.groups * self.size, biases)
+    self.out = layer(self.heads * self.size, width, out_bias)
+    self.dropout = layers.Dropout(dropout)
+
+  def __call__(
+    self,
+    x: Float[Array, 'batch places width'],
+    mask: Bool[Array, 'batch places'] | None = None,
+    positions: Int[Array, 'batch places'] | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[Float[Array, 'batch places width'], Float[Array, 'batch heads places keys'] | None, Cache | None]:
+    """(output, attention weights where they are explicit, cache).
+
+    Args:
+      positions: of each place in its text; for rotary positions and the cache.
+      cache: 'key' and 'value' [batch, length, groups, size] of places before these, which are added to it.
+    """
+    heads = lambda layer, count: layer(x).reshape(*x.shape[:-1], count, self.size)
+    query, key, value = heads(self.query, self.heads), heads(self.key, self.groups), heads(self.value, self.groups)
+    if self.rotary is not None:
+      assert positions is not None
+      query, key = rotated(query, positions, self.rotary), rotated(key, positions, self.rotary)
+    seen = None if mask is None else mask[:, None, None, :]
+    if cache is not None:
+      assert positions is not None
+      begin = (0, positions[0, 0], 0, 0)  # all examples are as long as the first
+      key, value = (jax.lax.dynamic_update_slice(cache[n], new, begin) for n, new in (('key', key), ('value', value)))
+      cache = {'key': key, 'value': value}
+      seen = (jnp.arange(key.shape[1]) <= positions[..., None])[:, None]
+    elif self.causal:
+      before = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
+      seen = before if seen is None else before & seen
+    if self.explicit or self.dropout.active:
+      weights = self.dropout(_weights(query, key, seen))
+      values = jnp.repeat(value, self.heads // self.groups, axis=2)
+      out = jnp.einsum('bhqk,bkhs->bqhs', weights, values)
+    else:
+      weights, out = None, jax.nn.dot_product_attention(query, key, value, mask=seen)
+    return self.out(out.reshape(*x.shape[:-1], -1)), weights if self.explicit else None, cache
+
+
+def _weights(query: Array, key: Array, seen: Array | None) -> Float[Array, 'batch heads places keys']:
+  key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
+  logits = jnp.einsum('bqhs,bkhs->bhqk', query, key).astype(jnp.float32) * query.shape[-1] ** -0.5
+  if seen is not None:
+    logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+  return jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+
+
+class FeedForward(nnx.Module):
+  """Two layers with an activation between them at every place.
+
+  Args:
+    gated: down(act(x G) · x U), with a third layer (Shazeer 2020, eq. 6), instead of down(act(x U)).
+  """
+
+  def __init__(
+    self, width: int, hidden: int, rngs: nnx.Rngs, *, activation: str = 'gelu', biases: bool = True, gated: bool = False
+  ):
+    layer = lambda inputs, outputs: nnx.Linear(inputs, outputs, use_bias=biases, kernel_init=NORMAL, rngs=rngs)
+    self.gate = layer(width, hidden) if gated else None
+    self.up, self.down, self.activation = layer(width, hidden), layer(hidden, width), activation
+
+  def __call__(self, x: Float[Array, '... width']) -> Float[Array, '... width']:
+    act = ACTIVATIONS[self.activation]
+    return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+  """Attention, then a feed-forward layer, each beside a shortcut.
+
+    before:  x + f(norm(x)), as vision transformers and GPT-2 have it;  behind:  norm(x + f(x)), as BERT has it
+
+  Where the value holds 'carry', keys and values of the places before stand there under `name` (generation); explicit
+  attention weights [batch, heads, places, keys] stand in the result under 'attention'.
+
+  Args:
+    name: the stage's.
+    norm: makes a normalisation.
+    attention, mlp: further arguments of `Attention` and `FeedForward`.
+    layer_scale: what each branch's factors begin with (Touvron et al. 2021, eq. 4); None: no factors.
+    dropout: of each branch's output; drop_path: share of examples in which a branch is left out in training.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    width: int,
+    heads: int,
+    hidden: int,
+    rngs: nnx.Rngs,
+    *,
+    norm: Callable[[], nnx.Module],
+    behind: bool = False,
+    attention: Mapping[str, Any] = {},
+    mlp: Mapping[str, Any] = {},
+    layer_scale: float | None = None,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+  ):
+    self.name, self.behind = name, behind
+    self.norm1, self.attention = norm(), Attention(width, heads, rngs, **attention)
+    self.norm2, self.mlp = norm(), FeedForward(width, hidden, rngs, **mlp)
+    self.scale1, self.scale2 = (None if layer_scale is None else LayerScale(width, layer_scale) for _ in range(2))
+    self.dropout, self.depth = layers.Dropout(dropout), StochasticDepth(drop_path)
+
+  def __call__(self, value: Any) -> Any:
+    given = value if isinstance(value, Mapping) else {'x': value}
+    x, carry = given['x'], given.get('carry', {})
+    seen, weights, cache = self.attention(
+      x if self.behind else self.norm1(x), given.get('mask'), given.get('positions'), carry.get(self.name)
+    )
+    x = self._joined(x, seen, self.scale1, self.norm1)
+    x = self._joined(x, self.mlp(x if self.behind else self.norm2(x)), self.scale2, self.norm2)
+    if not isinstance(value, Mapping) and weights is None:
+      return x
+    more: dict[str, Any] = {} if weights is None else {'attention': weights}
+    more |= {'carry': {**carry, self.name: cache}} if carry else {}
+    return {**given, 'x': x, **more}
+
+  def _joined(self, x: Array, branch: Array, scale: LayerScale | None, norm: Any) -> Array:
+    branch = self.dropout(branch)
+    both = x + self.depth(branch if scale is None else scale(branch))
+    return norm(both) if self.behind else both
