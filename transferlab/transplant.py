@@ -5,21 +5,25 @@ shapes alone; `apply` then changes values only: never structure, shape, dtype or
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transferlab import paths, rows
+import numpy as np
+
+from transferlab import paths, resizing, rows
 from transferlab.errors import UserError, nearest, unknown
 
 DEFAULT_RULES = [('head', 'init'), ('.*', 'copy')]
 ACTIONS = (
   "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'columns'",
-  "'tokens[:mean|zero]'", "'init'",
+  "'tokens[:mean|zero]'", "'resize'", "'init'",
 )  # fmt: skip
 # Actions on one leaf, and whether something stands behind their colon.
 FORMS = {
-  ('copy', False), ('copy', True), ('partial', False), ('classes', True), ('channels', True), ('init', False),
+  ('copy', False), ('copy', True), ('partial', False), ('classes', True), ('channels', True), ('resize', False),
+  ('init', False),
 }  # fmt: skip
 
 
@@ -72,7 +76,16 @@ class Plan:
     ]
     widths = [max(map(len, column), default=0) for column in zip(*rows)]
     shown = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return [*shown, *(f'not used: {path}' for path in self.unused), *self.notes]
+    return [*shown, *(f'not used: {path}' for path in self.unused), *self.notes, self.coverage()]
+
+  def coverage(self) -> str:
+    """How many leaves, and which share of the parameters' bytes, come from where."""
+    sizes: dict[str, list[int]] = {}
+    for origin in (origin for origin in self.origins if origin.kind == 'params'):
+      sizes.setdefault(origin.action, []).append(math.prod(origin.shape) * np.dtype(origin.dtype).itemsize)
+    total = sum(map(sum, sizes.values()))
+    parts = [f'{action} {len(found)} leaves, {sum(found) / total:.2%} of the bytes' for action, found in sizes.items()]
+    return f'parameters: {"; ".join(parts)}'
 
 
 def plan(
@@ -93,10 +106,11 @@ def plan(
         'copy:TEMPLATE'  the leaf that the template names; \\1 stands for the pattern's first group
         'partial'        copy where the source has the leaf, else init: for networks of another depth
         'classes:3,7'    the outputs of these classes of the source, in this order
-        'channels:WAY'   a convolution on another number of input channels, see `with_channels`
+        'channels:WAY'   a convolution on another number of input channels, see resizing.py
         'columns'        rows of a first layer [columns, features] or of embeddings [categories, features], by name
         'tokens[:WAY]'   rows of an embedding of tokens, or a language model's outputs, by token; WAY is what new ones
                          become: their own initialisation, the 'mean' of all of the source's, or 'zero'
+        'resize'         positions of patches on another grid, or patches of another size (resizing.py)
         'init'           its own initialisation
     source_names, target_names: what rows of networks on tables and texts stand for (rows.py).
     stages: the target's stages, for error messages.
@@ -148,10 +162,12 @@ def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str,
     return _classes(made, theirs, argument)
   if verb == 'channels' and tuple(theirs.shape) != shape:
     return _channels(made, theirs, argument)
+  if verb == 'resize' and tuple(theirs.shape) != shape:
+    return _resized(made, theirs)
   if tuple(theirs.shape) != shape:
     raise UserError(
       f'config.transplant: {path} has shape {shape}, {name} of the source {tuple(theirs.shape)}; '
-      f'give it another origin, for example ({paths.stage_of(path)!r}, {_way_out(shape, tuple(theirs.shape))!r})'
+      f'give it another origin, for example {_way_out(path, shape, tuple(theirs.shape))}'
     )
   return made
 
@@ -159,10 +175,27 @@ def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str,
 WAYS = ('sum', 'tile', 'zero')
 
 
-def _way_out(shape: tuple[int, ...], theirs: tuple[int, ...]) -> str:
-  """The action that fits shapes which differ."""
+def _way_out(path: str, shape: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[str, str]:
+  """The rule that fits shapes which differ."""
+  if _resizes(path, shape, theirs):
+    return path, 'resize'
   channels = len(shape) == len(theirs) == 4 and (*shape[:2], shape[3]) == (*theirs[:2], theirs[3])
-  return 'channels:sum' if channels else 'init'
+  return paths.stage_of(path), 'channels:sum' if channels else 'init'
+
+
+def _resizes(path: str, shape: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+  """Whether a leaf belongs to a resolution, and the shapes differ in nothing else."""
+  grid = path.endswith('/position') and len(shape) == len(theirs) == 3 and shape[2] == theirs[2]
+  return grid or (path.endswith('/patch/kernel') and shape[2:] == theirs[2:])
+
+
+def _resized(made: Origin, theirs: Any) -> Origin:
+  if not _resizes(made.path, made.shape, tuple(theirs.shape)):
+    raise UserError(
+      f'config.transplant: {made.path} has shape {made.shape}, {made.source} of the source {tuple(theirs.shape)}: '
+      "'resize' is for positions of patches [rows, columns, width] and the kernel of patches"
+    )
+  return dataclasses.replace(made, action='resize')
 
 
 def _classes(made: Origin, theirs: Any, argument: str) -> Origin:
@@ -196,23 +229,6 @@ def _channels(made: Origin, theirs: Any, way: str) -> Origin:
       f'config.transplant: {made.path}: channels:zero adds channels, and {mine[2]} are less than {own[2]}'
     )
   return dataclasses.replace(made, action='channels', way=way)
-
-
-def with_channels(kernel: Any, channels: int, way: str) -> Any:
-  """A convolution's kernel [h, w, I, O] for J = `channels` inputs.
-
-  sum    K'_j = Σ_i K_i / J: on J equal channels it answers as K does on I channels equal to these
-  tile   K'_j = K_(j mod I) · I / J
-  zero   K'_j = K_j, and 0 from j = I on
-  """
-  import jax.numpy as jnp
-
-  given = kernel.shape[2]
-  if way == 'sum':
-    return jnp.repeat(kernel.sum(axis=2, keepdims=True) / channels, channels, axis=2)
-  if way == 'tile':
-    return kernel[:, :, jnp.arange(channels) % given] * (given / channels)
-  return jnp.pad(kernel, [(0, 0), (0, 0), (0, channels - given), (0, 0)])
 
 
 def _partly(origins: Sequence[Origin], rules: Sequence[tuple[str, str]]) -> list[str]:
@@ -322,7 +338,13 @@ def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> d
       values[origin.kind][origin.path] = jnp.asarray(given[origin.kind][str(origin.source)])[..., numbers]
     elif origin.action == 'channels':
       kernel = jnp.asarray(given[origin.kind][str(origin.source)])
-      values[origin.kind][origin.path] = with_channels(kernel, origin.shape[2], origin.way)
+      values[origin.kind][origin.path] = resizing.channels(kernel, origin.shape[2], origin.way)
+    elif origin.action == 'resize':
+      leaf = jnp.asarray(given[origin.kind][str(origin.source)])
+      grid = origin.path.endswith('/position')
+      values[origin.kind][origin.path] = (
+        resizing.positions(leaf, *origin.shape[:2]) if grid else resizing.patches(leaf, origin.shape[0])
+      )
   return {kind: paths.unflatten(flat) for kind, flat in values.items()}
 
 

@@ -62,6 +62,31 @@ def test_a_layout_moves_axes_as_it_says_and_back(layout, shape, expected):
 
 
 @pytest.mark.parametrize(
+  ('layout', 'shape', 'expected'),
+  [
+    ('o i -> i o, part=o:1/3', (6, 2), lambda a: a[2:4].T),
+    ('o -> o, part=o:2/3', (6,), lambda a: a[4:]),
+    ('i h s -> i (h s), h=2, part=h:1/2', (3, 4, 2), lambda a: a[:, 2:].reshape(3, 4)),
+    ('1 (r c) d -> r c d, part=1:1.., r=root', (1, 10, 2), lambda a: a[0, 1:].reshape(3, 3, 2)),
+    ('(r c) d -> r c d, part=0:0..6, r=2', (8, 2), lambda a: a[:6].reshape(2, 3, 2)),
+  ],
+)
+def test_a_layout_may_take_a_part_of_an_array(layout, shape, expected):
+  array = draw(*shape)
+  np.testing.assert_array_equal(layouts.ours(array, layout), expected(array))
+  np.testing.assert_array_equal(layouts.theirs(expected(array), layout), layouts.part(layout).of(array))
+
+
+def test_rules_may_take_several_leaves_from_one_array():
+  array, like = draw(8, 4), {'params': {'a': {'kernel': np.zeros((4, 4))}, 'b': {'kernel': np.zeros((4, 4))}}}
+  rules = [('w', f'{layer}/kernel', f'o i -> i o, part=o:{number}/2') for number, layer in enumerate('ab')]
+  found = _read(mapping.by_names(contents(w=array), rules, like))
+  np.testing.assert_array_equal(np.concatenate([found['a/kernel'], found['b/kernel']], axis=1), array.T)
+  with pytest.raises(UserError, match='never applies'):
+    mapping.by_names(contents(w=array), [('w', 'a/kernel', 'linear'), ('w', 'b/kernel', 'linear')], like)
+
+
+@pytest.mark.parametrize(
   ('layout', 'message'),
   [
     ('cnov', "unknown layout 'cnov'; nearest: conv"),
@@ -72,6 +97,12 @@ def test_a_layout_moves_axes_as_it_says_and_back(layout, shape, expected):
     ('o (i j) -> i j o, j=1, reverse=i', r'reverse=i names no axis'),
     ('o (i j) -> i j o, j=z', 'unknown layout'),
     ('o (c h) -> o c h', 'does not fit'),
+    ('o i -> i o, part=c:0/2', r"part=c names no axis of 'o i': o, i"),
+    ('o i -> i o, part=i:0/2', '3 cannot be divided by 2'),
+    ('o i -> i o, part=o:2/2', 'the last of 2 parts is 1'),
+    ('o i -> i o, part=4:0..1', 'does not fit'),
+    ('o i -> i o, part=o', 'unknown layout'),
+    ('o (r c) -> o r c, r=root', '3 places are no square'),
   ],
 )
 def test_a_layout_that_cannot_be_is_explained(layout, message):

@@ -30,6 +30,7 @@ NETWORKS = {
   'vgg': 'transferlab.networks.vgg',
   'mobilenet': 'transferlab.networks.mobilenet',
   'squeezenet': 'transferlab.networks.squeezenet',
+  'vit': 'transferlab.networks.vit',
   'textcnn': 'transferlab.networks.textcnn',
   'lstm': 'transferlab.networks.recurrent',
   'gru': 'transferlab.networks.recurrent',

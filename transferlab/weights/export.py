@@ -107,7 +107,7 @@ def _theirs(leaves: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
   for theirs, found in parts.items():
     first, array = found[0]
     if first is not None:
-      ordered = sorted(found, key=lambda each: each[0].number if each[0] else 0)
+      ordered = sorted(found, key=lambda each: each[0].begin if each[0] else 0)
       array = np.concatenate([part for _, part in ordered], axis=first.axis)
     arrays[theirs] = np.ascontiguousarray(array)
   return arrays

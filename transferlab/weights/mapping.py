@@ -37,7 +37,7 @@ LEAVES = {
 FORMAT = 1  # of our own files (export.py); all up to this one are read
 Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
-FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet')
+FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet', 'vit', 'vit_npz')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,18 +184,20 @@ def _own(contents: Contents, own: Mapping[str, Any]) -> Recognised:
 def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Recognised | None:
   from transferlab.networks import network as networks
 
-  table = origin.table(options)
+  own, config = said(contents), contents.metadata.get('config')
+  own = own if own.get('network') == origin.network else {}
+  options = {**options, **(origin.stated(config) if isinstance(config, Mapping) else {})}
+  options |= own.get('options', {})
+  record = own.get('preprocessing')
+  table = origin.table({**options, **({'input_shape': record['input_shape']} if record else {})})
   present = {ours: entry for ours, entry in table.items() if entry[0] in contents.tensors}
   if any(paths.stage_of(ours) != 'head' for ours in set(table) - set(present)):
     return None
   sizes = {ours: layouts.shape(contents.tensors[theirs].shape, layout) for ours, (theirs, layout) in present.items()}
   outputs = next((shape[-1] for ours, shape in sizes.items() if shape and paths.stage_of(ours) == 'head'), None)
-  shape = _input_shape(contents, origin, options, sizes)
+  shape = _input_shape(contents, origin, options, sizes, record)
   if shape[-1] != 3:  # colours are in the order blue, green, red only where they are three
     present = {ours: (theirs, layout.replace(', reverse=i', '')) for ours, (theirs, layout) in present.items()}
-  own, config = said(contents), contents.metadata.get('config')
-  options = {**options, **(origin.stated(config) if isinstance(config, Mapping) else {})}
-  options |= own['options'] if own.get('network') == origin.network else {}
   built = networks.build(origin.network, options, shape, outputs or 1)
   mapped = _mapped(contents, present, built.shapes(), origin)
   like = _leaves(built.shapes())
@@ -204,16 +206,22 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   known = stated(contents.metadata) or origin.inputs
   if known is not None and origin.input_shape is not None:
     known = dataclasses.replace(known, size=shape[0])
-  record = own.get('preprocessing') or (known.record(shape[-1]) if known else None)
+  record = record or (known.record(shape[-1]) if known else None)
   if origin.doubt and record is None:
     mapped = dataclasses.replace(mapped, notes=(*mapped.notes, origin.doubt))
   return Recognised(origin, options, outputs, mapped, record)
 
 
 def _input_shape(
-  contents: Contents, origin: Origin, options: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]
+  contents: Contents,
+  origin: Origin,
+  options: Mapping[str, Any],
+  sizes: Mapping[str, tuple[int, ...]],
+  record: Mapping[str, Any] | None,
 ) -> tuple[int, ...]:
-  """Of one example: what the weights decide, or else square images of the origin's size."""
+  """Of one example: what the weights decide, or a file of ours says, or else square images of the origin's size."""
+  if origin.input_shape is not None and record is not None:
+    return tuple(record['input_shape'])
   if origin.input_shape is not None:
     return origin.input_shape(options, {name: tensor.shape for name, tensor in contents.tensors.items()})
   size = origin.inputs.size if origin.inputs else origin.size
@@ -224,7 +232,8 @@ def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_sh
   """A file of any kind as variables of a network.
 
   Args:
-    names: (pattern over their names, our path, layout); the first that matches decides. \\1 in a path is the
+    names: (pattern over their names, our path, layout); the first that matches decides, but what takes a part of an
+      array leaves it to others as well. \\1 in a path is the
       pattern's first group. A pattern may also match a layer ('0' for 0.weight and 0.bias), and a path be one
       ('head' for head/kernel and head/bias): arrays go to the leaves that stand for them, those of one axis as they
       are. Layouts: see layouts.py.
@@ -239,7 +248,7 @@ def by_names(contents: Contents, names: Names, like: Mapping[str, Any], *, by_sh
   table: Table = {}
   for number, (pattern, template, layout) in enumerate(names):
     what = f'config.source.names.{number}'
-    taken = {theirs for theirs, _ in table.values()}
+    taken = {theirs for theirs, given in table.values() if layouts.part(given) is None}
     hits = _hits(contents, pattern, what)
     if not (free := {name: match for name, match in hits.items() if name not in taken}):
       raise UserError(f'{what}: rule {pattern!r} never applies: earlier rules take {", ".join(list(hits)[:3])}')

@@ -50,7 +50,8 @@ class Origin:
     name: the framework or publisher: 'torchvision', 'keras'.
     network: the name of our network.
     options: `options(shapes)` gives our network's options from names and shapes; None where the file is another.
-    table: `table(options)` gives every leaf of our network with these options, head included.
+    table: `table(options)` gives every leaf of our network with these options, head included; 'input_shape' stands
+      among them where a file of ours says it.
     inputs: the images that published weights of this kind were trained on; None: nothing is known of them.
     valueless: names (a regular expression) that carry nothing of use, such as counts of batches.
     size: side of the images for which the network is built where `inputs` is None.
