@@ -300,6 +300,7 @@ def network_of(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
   shared = None if run.network.sharing is None else run.network.sharing.model_dump()
   try:
     network = networks.build(run.network.name, options, tuple(record['input_shape']), outputs, shared)
+    network = networks.configured(network, run.network.dtype, run.network.rematerialise)
   except UserError as error:
     raise (error if shared is None else UserError(f'config.network.sharing: {error}')) from None
   checks.size(run.network.name, network)

@@ -16,6 +16,8 @@ from transferlab.settings import Run, Source
 from transferlab.weights import inputs, mapping, vector_files
 from transferlab.weights.contents import Contents
 
+# Of a network in a config, what is no option of its function.
+COMPUTED = ('name', 'dtype', 'rematerialise')
 # Options that say how a network is trained, and nothing of what its weights compute.
 TRAINING = ('dropout',)
 # Where vectors of words belong in a network on texts.
@@ -67,7 +69,7 @@ def read(source: Source, where: str = 'config.source') -> Weights:
     raise UserError(f'{path} holds no preprocessing record, so its weights cannot be used')
   saved = path.parents[1] / 'config.json'
   network = folder.read_record(saved, 'config')['config'].get('network') if saved.is_file() else None
-  options = {name: value for name, value in (network or {}).items() if name != 'name'}
+  options = {name: value for name, value in (network or {}).items() if name not in COMPUTED}
   if options.get('sharing') is None:
     options.pop('sharing', None)
   weights = checkpoints.weights(path, source.which)

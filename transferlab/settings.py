@@ -53,6 +53,15 @@ class NetworkSpec(Schema):
   sharing: Sharing | None = pydantic.Field(
     None, description='what several tasks share of it; None: all but the head', json_schema_extra=LATER
   )
+  dtype: Literal['float32', 'bfloat16'] = pydantic.Field(
+    'float32', description='in which it computes; parameters and their updates stay float32', json_schema_extra=LATER
+  )
+  rematerialise: str | None = pydantic.Field(
+    None,
+    description="stages (a pattern, 'block.*') whose inner values the backward pass computes again instead of keeping "
+    'them: less memory, more time',
+    json_schema_extra=LATER,
+  )
 
 
 class Source(Schema):

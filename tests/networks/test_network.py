@@ -15,7 +15,7 @@ from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.convnet import convnet
 from transferlab.networks.mlp import mlp
-from transferlab.networks.network import build, network
+from transferlab.networks.network import build, configured, network
 from transferlab.networks.resnet import resnet
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -395,3 +395,49 @@ def test_resnet_20_with_published_weights_gives_the_logits_of_pytorch():
   for ours, name in (('head', 'logits'), ('pool', 'features')):
     expected = reference[name][:32]
     assert np.abs(outputs[ours] - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+# ------------------------------------------------------------------------------------------------ dtype, memory
+def _deep(**how):
+  options = dict(depth=14, width=4)
+  network = configured(build('resnet', options, (8, 8, 3), 5), **how)
+  return network, network.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+
+
+def _slopes(network, variables, x):
+  def loss(params):
+    outputs, stats = network.apply({**variables, 'params': params}, x, train=True, key=jax.random.key(2))
+    return jnp.square(outputs['head']).sum(), (outputs, stats)
+
+  return jax.value_and_grad(loss, has_aux=True), loss
+
+
+def test_rematerialised_stages_give_the_same_gradients_and_keep_less():
+  plain, again = _deep(), _deep(rematerialise='block[2-4]')
+  (a, _), (b, _) = (_slopes(*which) for which in (plain, again))
+  params = plain[1]['params']
+  for one, other in zip(jax.tree.leaves(jax.jit(a)(params)), jax.tree.leaves(jax.jit(b)(params))):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  count = lambda function: str(jax.make_jaxpr(function)(params)).count('remat')
+  assert count(_slopes(*plain)[1]) == 0 and count(_slopes(*again)[1]) == 3
+  pulls = [jax.vjp(_slopes(*which)[1], params, has_aux=True)[1] for which in (plain, again)]
+  kept = [sum(leaf.size for leaf in jax.tree.leaves(pull)) for pull in pulls]
+  assert kept[1] < 0.8 * kept[0]
+
+
+def test_a_network_in_bfloat16_computes_in_it_and_keeps_everything_else_in_float32():
+  exact, rough = _deep(), _deep(dtype='bfloat16')
+  (loss, (outputs, stats)), slopes = jax.jit(_slopes(*rough)[0])(rough[1]['params'])
+  assert {leaf.dtype for leaf in jax.tree.leaves((loss, outputs, stats, slopes))} == {jnp.dtype('float32')}
+  (_, (expected, moved)), _ = jax.jit(_slopes(*exact)[0])(exact[1]['params'])
+  difference = np.abs(outputs['head'] - expected['head']).max() / np.abs(expected['head']).max()
+  assert 1e-4 < difference < 0.05
+  np.testing.assert_allclose(stats['stem']['norm']['var'], moved['stem']['norm']['var'], rtol=0.02)
+  program = str(jax.make_jaxpr(_slopes(*rough)[1])(rough[1]['params']))
+  products = [line.split(' = ')[0] for line in program.splitlines() if ' = dot_general' in line]
+  assert products and all(':bf16[' in result for result in products)
+
+
+def test_stages_that_are_not_there_cannot_be_rematerialised():
+  with pytest.raises(UserError, match=r"rematerialise 'blocks'; nearest: .*block"):
+    _deep(rematerialise='blocks')

@@ -139,7 +139,7 @@ class BatchNorm(nnx.Module):
   def __call__(self, x: Float[Array, 'batch ... features']) -> Float[Array, 'batch ... features']:
     current = _scope.get()
     if current.batch_statistics:
-      mean, var = batch_moments(x, current.mask)
+      mean, var = batch_moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), current.mask)
       momentum = 0.0 if _replace.get() else self.momentum
       self.mean[...] = momentum * self.mean[...] + (1 - momentum) * mean
       self.var[...] = momentum * self.var[...] + (1 - momentum) * var
@@ -148,7 +148,8 @@ class BatchNorm(nnx.Module):
     factor = lax.rsqrt(var + self.epsilon)
     factor = factor if self.scale is None else self.scale[...] * factor
     normalised = (x - mean) * factor
-    return normalised if self.bias is None else normalised + self.bias[...]
+    normalised = normalised if self.bias is None else normalised + self.bias[...]
+    return normalised.astype(x.dtype)  # sums are of float32, whatever x is
 
 
 def batch_moments(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transferlab import config, paths
-from transferlab.errors import UserError
+from transferlab.errors import UserError, unknown
 from transferlab.networks import layers
 
 Variables = dict[str, dict[str, Any]]
@@ -114,6 +114,41 @@ def build(
 _BUILT: dict[tuple[str, str], Network] = {}
 
 
+@functools.lru_cache(maxsize=64)
+def configured(network: Network, dtype: str = 'float32', rematerialise: str | None = None) -> Network:
+  """The network, computed in another dtype, or with less memory.
+
+  Args:
+    dtype: in which stages compute; parameters, statistics and outputs stay as they are, and so do gradients.
+    rematerialise: stages (a pattern) of which only inputs and outputs are kept for the backward pass, which computes
+      what is between them again (Chen et al. 2016).
+
+  Raises:
+    UserError: a pattern that matches no stage, or a network that does not go through `network`.
+  """
+  apply: Callable = network.apply
+  if rematerialise is not None:
+    pattern = paths.compiled(rematerialise)
+    stages = frozenset(stage for stage in network.stages if pattern.fullmatch(stage))
+    if not stages:
+      raise unknown('config.network.rematerialise', rematerialise, network.stages)
+    if getattr(apply, 'func', None) is not _apply:
+      raise UserError('config.network.rematerialise: not for networks that several tasks share in this way')
+    apply = functools.partial(apply, rematerialised=stages)
+  if dtype != 'float32':
+    apply = functools.partial(_in_dtype, apply, jnp.dtype(dtype))
+  return dataclasses.replace(network, apply=apply)
+
+
+def _in_dtype(apply: Callable, dtype: Any, variables: Any, inputs: Any, **how: Any) -> tuple[Outputs, dict[str, Any]]:
+  def cast(to: Any) -> Callable:
+    return lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+  params, inputs = jax.tree.map(cast(dtype), (variables['params'], inputs))
+  outputs, stats = apply({**variables, 'params': params}, inputs, **how)
+  return jax.tree.map(cast(jnp.float32), outputs), stats
+
+
 def network_function(name: str) -> Callable[..., Network]:
   """The function behind a network's name in a config."""
   return config.named('network', name, NETWORKS)
@@ -199,6 +234,7 @@ def _apply(
   key: jax.Array | None = None,
   start: str | None = None,
   stop: str | None = None,
+  rematerialised: Collection[str] = (),
 ) -> tuple[Outputs, dict[str, Any]]:
   """Runs stages `start` (inclusive) to `stop` (exclusive).
 
@@ -233,13 +269,14 @@ def _apply(
       if name in functions:
         value = functions[name](value)
       else:
-        value, new = _call(table[name], params, old, shared, value)
+        call = functools.partial(_call, table[name], shared=shared)
+        value, new = (jax.checkpoint(call) if name in rematerialised else call)(params, old, value=value)
         stats.update(new)
     outputs[name] = value
   return outputs, paths.unflatten(stats)
 
 
-def _call(stage: _Stage, params: Mapping, stats: Mapping, shared: Mapping, value: Any) -> tuple[Any, dict[str, Any]]:
+def _call(stage: _Stage, params: Mapping, stats: Mapping, *, shared: Mapping, value: Any) -> tuple[Any, dict[str, Any]]:
   def state(entries: Mapping[str, tuple[Any, nnx.Variable]], values: Mapping) -> nnx.State:
     return nnx.from_flat_state(
       [(theirs, variable.replace(values[shared.get(ours, ours)])) for ours, (theirs, variable) in entries.items()]
