@@ -37,7 +37,7 @@ LEAVES = {
 FORMAT = 1  # of our own files (export.py); all up to this one are read
 Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
-FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet')
+FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet', 'imagenet_resnet', 'bit', 'mobilenet_v2', 'convnext')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
