@@ -113,6 +113,15 @@ def timm_bit(groups, width, classes):
   return torch_random(model)
 
 
+def timm_mobilenet_v2(width, classes):
+  """timm's MobileNet v2 of any width."""
+  return timm().efficientnet._gen_mobilenet_v2('mobilenetv2_035', width, num_classes=classes)
+
+
+def timm_convnext(depths, widths, classes):
+  return torch_random(timm().convnext.ConvNeXt(num_classes=classes, depths=depths, dims=widths))
+
+
 def torch_convnext(depths, widths, classes):
   module = torchvision().convnext
   settings = [module.CNBlockConfig(*pair, depth) for *pair, depth in zip(widths, [*widths[1:], None], depths)]
@@ -207,15 +216,23 @@ def keras_vgg(depth, width, side, features, *, named):
   return module.Model(inputs, x)
 
 
-def keras_resnet(depth, width, side, classes):
-  """Keras' own ResNet with fewer channels, of which it has no option."""
+def narrow_keras_resnet(depth, width):
+  """The function that makes Keras' own ResNet, which has no option for fewer channels, with fewer of them."""
   module = keras()
   layers = importlib.import_module('keras.src.layers')  # where its models look layers up
   conv = layers.Conv2D
-  narrow = lambda filters, *args, **options: conv(filters * width // 64, *args, **options)
-  make = getattr(module.applications, f'ResNet{depth}')
-  with mock.patch.object(layers, 'Conv2D', narrow):
-    return make(weights=None, input_shape=(side, side, 3), classes=classes, classifier_activation=None)
+
+  def make(**options):
+    narrow = lambda filters, *args, **rest: conv(filters * width // 64, *args, **rest)
+    with mock.patch.object(layers, 'Conv2D', narrow):
+      return getattr(module.applications, f'ResNet{depth}')(**options)
+
+  return make
+
+
+def keras_resnet(depth, width, side, classes):
+  make = narrow_keras_resnet(depth, width)
+  return make(weights=None, input_shape=(side, side, 3), classes=classes, classifier_activation=None)
 
 
 def keras_squeezenet(side, classes):

@@ -232,7 +232,7 @@ def test_convnext_gives_what_torchvision_gives():
 def test_convnext_gives_what_timm_gives():
   depths, widths = [1, 1, 2, 1], [8, 8, 12, 16]
   stages = {'stem': 'stem', 'block3': 'stages.2.blocks.0', 'block5': 'stages.3', 'pool': 'head.drop'}
-  model = peers.torch_random(peers.timm().convnext.ConvNeXt(num_classes=5, depths=depths, dims=widths))
+  model = peers.timm_convnext(depths, widths, 5)
   _check_torch(model, 45, stages, expect=('convnext', 'timm'), options=dict(depths=depths, widths=widths))
 
 
