@@ -1,4 +1,4 @@
-"""Writes parity.json: what models of torchvision, PyTorch, timm and Keras answer, for those who have none of these installed.
+"""Writes parity.json: what models of torchvision, PyTorch, timm and Keras answer, for those who have none of them.
 
 python tests/make_parity.py
 
