@@ -22,8 +22,8 @@ TORCH = {
   ('imagenet_resnet', 'torchvision', 47): lambda: peers.torch_imagenet_resnet(18, 4, 5),
   ('imagenet_resnet', 'torchvision', 33): lambda: peers.torch_imagenet_resnet(50, 4, 5, 2),
   ('bit', 'timm', 33): lambda: peers.timm_bit((3, 1), 32, 5),
-  ('mobilenet_v2', 'torchvision', 45): lambda: peers.torchvision().mobilenet_v2(num_classes=5, width_mult=0.1),
-  ('mobilenet_v2', 'timm', 38): lambda: peers.timm_mobilenet_v2(0.1, 5),
+  ('mobilenet_v2', 'torchvision', 45): lambda: peers.torch_first_blocks(4, 5),
+  ('mobilenet_v2', 'timm', 38): lambda: peers.timm_first_blocks(2, 5),
   ('convnext', 'torchvision', 45): lambda: peers.torch_convnext([1, 2], [8, 12], 5),
   ('convnext', 'timm', 64): lambda: peers.timm_convnext([1, 1, 2, 1], [4, 4, 6, 8], 5),
 }
@@ -35,9 +35,7 @@ KERAS = {
   ),
   ('squeezenet', 'keras', 63): lambda: peers.keras_squeezenet(63, 5),
   ('imagenet_resnet', 'keras', 35): lambda: peers.keras_resnet(50, 4, 35, 5),
-  ('mobilenet_v2', 'keras', 45): lambda: peers.keras().applications.MobileNetV2(
-    (45, 45, 3), 0.1, weights=None, classes=5, classifier_activation=None
-  ),
+  ('mobilenet_v2', 'keras', 45): lambda: peers.keras_first_blocks(45, 4, 5),
 }
 # Whose images are blue, green, red.
 REVERSED = {'vgg', 'squeezenet', 'imagenet_resnet'}

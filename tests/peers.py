@@ -113,6 +113,30 @@ def timm_bit(groups, width, classes):
   return torch_random(model)
 
 
+def torch_first_blocks(blocks, classes):
+  """The first blocks of torchvision's narrowest MobileNet v2, with a head."""
+  torch, model = pytest.importorskip('torch'), torchvision().mobilenet_v2(width_mult=0.1)
+  model.features, model.classifier[1] = model.features[: blocks + 1], torch.nn.Linear(8, classes)
+  return torch_random(model)
+
+
+def timm_first_blocks(groups, classes):
+  """The first groups of blocks of timm's narrowest MobileNet v2, with a head."""
+  torch, model = pytest.importorskip('torch'), timm_mobilenet_v2(0.1, classes)
+  model.blocks, model.conv_head, model.bn2 = model.blocks[:groups], torch.nn.Identity(), torch.nn.Identity()
+  model.classifier = torch.nn.Linear(8, classes)
+  return torch_random(model)
+
+
+def keras_first_blocks(side, blocks, classes):
+  """The first blocks of Keras' narrowest MobileNet v2, with a head."""
+  module = keras()
+  whole = module.applications.MobileNetV2((side, side, 3), 0.1, weights=None, include_top=False)
+  ends = [layer.output for layer in whole.layers if layer.name.endswith('project_BN')]
+  features = module.layers.GlobalAveragePooling2D()(ends[blocks - 1])
+  return module.Model(whole.input, module.layers.Dense(classes, name='predictions')(features))
+
+
 def timm_mobilenet_v2(width, classes):
   """timm's MobileNet v2 of any width."""
   return timm().efficientnet._gen_mobilenet_v2('mobilenetv2_035', width, num_classes=classes)

@@ -190,11 +190,8 @@ def test_mobilenet_v2_gives_what_timm_gives():
 
 
 def test_gradients_of_mobilenet_v2_are_pytorchs():
-  torch, model = pytest.importorskip('torch'), peers.torchvision().mobilenet_v2(width_mult=0.1)
-  model.features, model.classifier[1] = model.features[:4], torch.nn.Linear(8, 3)
-  options = dict(width=0.25, blocks=3, **TORCH_MOBILENET)
-  x = _images(2, 33, 33, 3)
-  _check_gradients(peers.torch_random(model), x, expect=('mobilenet_v2', 'torchvision'), options=options)
+  model, options = peers.torch_first_blocks(3, 3), dict(width=0.25, blocks=3, **TORCH_MOBILENET)
+  _check_gradients(model, _images(2, 33, 33, 3), expect=('mobilenet_v2', 'torchvision'), options=options)
 
 
 @pytest.mark.parametrize(
