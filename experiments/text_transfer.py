@@ -13,7 +13,8 @@ in the target's texts): from scratch 9.93, 13.36; last 6.49, 16.09; full 6.87, 6
 chain-thaw 5.39, 6.71; gradual unfreezing 6.37, 6.86, with falling rates and slanted triangles 5.00, 5.69.
 The CPU profile measures on 2,000 reviews of the test split, with three seeds; ':full' reads all of IMDB, learns from
 25,000 labels and measures on all, five seeds, for a GPU.
-Data: tfds:imdb_reviews; TREC as data/trec_{train,test}.tsv with a header `label<TAB>text`. Not measured yet.
+Data: tfds:imdb_reviews; TREC as data/trec_{train,test}.tsv with a header `label<TAB>text`.
+Seen (CPU profile): no method beats training from scratch; see experiments/text_transfer.md.
 """
 
 from typing import Any

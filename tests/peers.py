@@ -1,15 +1,17 @@
-"""Live models of PyTorch, torchvision and Keras with random weights, for tests that compare with them.
+"""Live models of PyTorch, torchvision, timm and Keras with random weights, for tests that compare with them.
 
 A test that asks for one is skipped where the package is not installed.
 """
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import os
 import re
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -35,6 +37,13 @@ def torchvision():
     torchvision.library = library  # lives as long as its operators do
     import torchvision.models as models
   return models
+
+
+@functools.cache
+def timm():
+  """timm's models, which need torchvision."""
+  torchvision()
+  return pytest.importorskip('timm').models
 
 
 def torch_random(model, seed=0):
@@ -76,6 +85,71 @@ def torch_vgg(depth, batch_norm, width, features, classes):
   ]
   model.classifier = nn.Sequential(*itertools.chain(*dense))[:-2]
   return torch_random(model.to_empty(device='cpu'))
+
+
+def torch_imagenet_resnet(depth, width, classes, widening=1):
+  """torchvision's own ResNet with fewer channels, of which it has no option."""
+  torch, module = pytest.importorskip('torch'), torchvision().resnet
+  groups = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
+
+  class Narrow(module.ResNet):
+    def _make_layer(self, block, planes, blocks, **options):
+      self.inplanes = width if planes == 64 else self.inplanes
+      return super()._make_layer(block, planes * width // 64, blocks, **options)
+
+  block = module.BasicBlock if depth < 50 else module.Bottleneck
+  model = Narrow(block, groups, width_per_group=64 * widening)
+  model.conv1, model.bn1 = torch.nn.Conv2d(3, width, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(width)
+  model.fc = torch.nn.Linear(8 * width * block.expansion, classes)
+  return torch_random(model)
+
+
+def timm_bit(groups, width, classes):
+  """timm's ResNet-v2 of BiT with fewer groups of blocks and fewer channels."""
+  module = timm().resnetv2
+  channels = [4 * width * 2**group for group, _ in enumerate(groups)]
+  conv = functools.partial(module.StdConv2d, eps=1e-8)
+  model = module.ResNetV2(groups, channels, classes, stem_chs=width, stem_type='fixed', conv_layer=conv)
+  return torch_random(model)
+
+
+def torch_first_blocks(blocks, classes):
+  """The first blocks of torchvision's narrowest MobileNet v2, with a head."""
+  torch, model = pytest.importorskip('torch'), torchvision().mobilenet_v2(width_mult=0.1)
+  model.features, model.classifier[1] = model.features[: blocks + 1], torch.nn.Linear(8, classes)
+  return torch_random(model)
+
+
+def timm_first_blocks(groups, classes):
+  """The first groups of blocks of timm's narrowest MobileNet v2, with a head."""
+  torch, model = pytest.importorskip('torch'), timm_mobilenet_v2(0.1, classes)
+  model.blocks, model.conv_head, model.bn2 = model.blocks[:groups], torch.nn.Identity(), torch.nn.Identity()
+  model.classifier = torch.nn.Linear(8, classes)
+  return torch_random(model)
+
+
+def keras_first_blocks(side, blocks, classes):
+  """The first blocks of Keras' narrowest MobileNet v2, with a head."""
+  module = keras()
+  whole = module.applications.MobileNetV2((side, side, 3), 0.1, weights=None, include_top=False)
+  ends = [layer.output for layer in whole.layers if layer.name.endswith('project_BN')]
+  features = module.layers.GlobalAveragePooling2D()(ends[blocks - 1])
+  return module.Model(whole.input, module.layers.Dense(classes, name='predictions')(features))
+
+
+def timm_mobilenet_v2(width, classes):
+  """timm's MobileNet v2 of any width."""
+  return timm().efficientnet._gen_mobilenet_v2('mobilenetv2_035', width, num_classes=classes)
+
+
+def timm_convnext(depths, widths, classes):
+  return torch_random(timm().convnext.ConvNeXt(num_classes=classes, depths=depths, dims=widths))
+
+
+def torch_convnext(depths, widths, classes):
+  module = torchvision().convnext
+  settings = [module.CNBlockConfig(*pair, depth) for *pair, depth in zip(widths, [*widths[1:], None], depths)]
+  return torch_random(module.ConvNeXt(settings, num_classes=classes))
 
 
 def torch_resnet(depth, width, option, shortcut, head):
@@ -130,7 +204,7 @@ def keras():
 def keras_random(model):
   for weight in model.weights:
     if len(weight.shape) > 1:
-      inputs = np.prod(weight.shape[: 2 if '_dw_' in weight.path else -1])
+      inputs = np.prod(weight.shape[: 2 if re.search('_dw_|depthwise', weight.path) else -1])
       weight.assign(RANDOM.normal(0, (2 / inputs) ** 0.5, weight.shape))
     else:
       low, high = (0.5, 1.5) if 'variance' in weight.path or 'gamma' in weight.path else (-0.3, 0.3)
@@ -164,6 +238,25 @@ def keras_vgg(depth, width, side, features, *, named):
       x = module.layers.Dense(size, activation='relu', **call(f'fc{number}'))(x)
     x = module.layers.Dense(5, **call('predictions'))(x)
   return module.Model(inputs, x)
+
+
+def narrow_keras_resnet(depth, width):
+  """The function that makes Keras' own ResNet, which has no option for fewer channels, with fewer of them."""
+  module = keras()
+  layers = importlib.import_module('keras.src.layers')  # where its models look layers up
+  conv = layers.Conv2D
+
+  def make(**options):
+    narrow = lambda filters, *args, **rest: conv(filters * width // 64, *args, **rest)
+    with mock.patch.object(layers, 'Conv2D', narrow):
+      return getattr(module.applications, f'ResNet{depth}')(**options)
+
+  return make
+
+
+def keras_resnet(depth, width, side, classes):
+  make = narrow_keras_resnet(depth, width)
+  return make(weights=None, input_shape=(side, side, 3), classes=classes, classifier_activation=None)
 
 
 def keras_squeezenet(side, classes):
@@ -200,7 +293,7 @@ def value_of(name, shape):
   random = np.random.default_rng(zlib.crc32(name.encode()))
   if len(shape) > 1:
     return random.normal(0, (2 * max(shape) / np.prod(shape)) ** 0.5, shape).astype(np.float32)
-  near_one = re.search(r'var|gamma|(bn\d|norm|downsample\.1|shortcut\.1|features\.\d+)\.weight', name)
+  near_one = re.search(r'var|gamma|\.weight$', name)
   return random.uniform(*((0.5, 1.5) if near_one else (-0.3, 0.3)), shape).astype(np.float32)
 
 

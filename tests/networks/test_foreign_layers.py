@@ -89,9 +89,19 @@ def test_the_sum_of_shifted_products_equals_the_convolution_of_accelerators(monk
   np.testing.assert_allclose(found, layers.convolve_depthwise(x, kernel, 2, 1), atol=2e-6)
 
 
-def test_depthwise_convolution_agrees_with_itself_under_vmap_scan_and_both():
+def test_gradients_of_a_large_depthwise_kernel_equal_those_of_the_convolution_of_accelerators(monkeypatch):
+  x, kernel = _array(2, 6, 9, 3), _array(7, 5, 1, 3)
+  weighted = lambda x, kernel: jnp.sin(layers.convolve_depthwise(x, kernel, 1, ((3, 3), (2, 2)))).sum()
+  found = jax.grad(weighted, (0, 1))(x, kernel)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for ours, expected in zip(found, jax.grad(weighted, (0, 1))(x, kernel)):
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('size', [3, 4])
+def test_depthwise_convolution_agrees_with_itself_under_vmap_scan_and_both(size):
   """A population: each member has its own kernel and its own images."""
-  x, kernels = _array(3, 2, 5, 5, 4), _array(3, 3, 3, 1, 4)
+  x, kernels = _array(3, 2, 5, 5, 4), _array(3, size, size, 1, 4)
 
   def gradients(x, kernel):
     return jax.grad(lambda x, kernel: jnp.sin(layers.convolve_depthwise(x, kernel, 1, 1)).sum(), (0, 1))(x, kernel)
@@ -104,8 +114,9 @@ def test_depthwise_convolution_agrees_with_itself_under_vmap_scan_and_both():
       np.testing.assert_allclose(found[part], np.stack([one[part] for one in expected]), atol=1e-5)
 
 
-def test_a_frozen_depthwise_kernel_costs_no_backward_pass_of_its_own():
-  x, kernel = _array(4, 8, 8, 16), _array(3, 3, 1, 16)
+@pytest.mark.parametrize('size', [3, 7])
+def test_a_frozen_depthwise_kernel_costs_no_backward_pass_of_its_own(size):
+  x, kernel = _array(4, 8, 8, 16), _array(size, size, 1, 16)
 
   def loss(x, kernel):
     return jnp.sin(layers.convolve_depthwise(x, kernel, 1, 1)).sum()

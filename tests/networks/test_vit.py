@@ -80,7 +80,7 @@ def test_the_fused_path_gives_what_explicit_weights_give():
 
 
 def test_rates_of_stochastic_depth_rise_and_whole_branches_are_left_out():
-  network = build('vit', {**SMALL, 'depth': 3, 'drop_path': 0.6}, SHAPE, 3)
+  network = build('vit', {**SMALL, 'depth': 3, 'stochastic_depth': 0.6}, SHAPE, 3)
   drawn, x = _drawn(network), np.random.default_rng(1).normal(size=(1, *SHAPE)).repeat(400, axis=0)
   keys = jax.random.split(jax.random.key(0), 400)
   outputs, plain = _run(network, drawn, x, train=True, key=keys), _run(network, drawn, x)
@@ -93,7 +93,7 @@ def test_rates_of_stochastic_depth_rise_and_whole_branches_are_left_out():
 
 
 def test_a_slice_in_training_draws_what_the_whole_draws():
-  network = build('vit', {**SMALL, 'dropout': 0.3, 'attention_dropout': 0.3, 'drop_path': 0.5}, SHAPE, 3)
+  network = build('vit', {**SMALL, 'dropout': 0.3, 'attention_dropout': 0.3, 'stochastic_depth': 0.5}, SHAPE, 3)
   drawn, x = _drawn(network), np.random.default_rng(1).normal(size=(2, *SHAPE))
   keys = jax.random.split(jax.random.key(0), 2)
   whole = _run(network, drawn, x, train=True, key=keys)

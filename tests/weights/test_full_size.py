@@ -17,11 +17,17 @@ from transferlab.weights import mapping, readers
 
 pytestmark = pytest.mark.long
 VGGS = ('vgg11', 'vgg13', 'vgg16', 'vgg19', 'vgg11_bn', 'vgg13_bn', 'vgg16_bn', 'vgg19_bn')
-RESNETS = [(depth, shortcut) for depth in (20, 32, 44, 56, 110) for shortcut in 'AB']
+CIFAR = [f'resnet{depth}{shortcut}' for depth in (20, 32, 44, 56, 110) for shortcut in 'AB']
+
+
+TORCHVISION = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2', 'wide_resnet101_2')
+TORCHVISION += ('mobilenet_v2', 'convnext_tiny', 'convnext_small', 'convnext_base')
+TIMM = ('resnetv2_50x1_bit', 'mobilenetv2_100', 'convnext_tiny')
+KERAS = ('VGG16', 'VGG19', 'MobileNet', 'MobileNetV2', 'ResNet50', 'ResNet101', 'ResNet152')
 
 
 def _torch(name):
-  if name.startswith('resnet'):
+  if name in CIFAR:
     depth, shortcut = int(name[6:-1]), name[-1]
     return peers.torch_resnet(depth, 16, shortcut, 'shortcut', 'linear')
   return peers.torch_random(getattr(peers.torchvision(), name)())
@@ -58,24 +64,34 @@ def _compare(name, path, image, expected):
   assert error < 1e-4
 
 
-@pytest.mark.parametrize('name', [*VGGS, 'squeezenet1_1', *(f'resnet{depth}{shortcut}' for depth, shortcut in RESNETS)])
+@pytest.mark.parametrize('name', [*VGGS, 'squeezenet1_1', *CIFAR, *TORCHVISION])
 def test_a_pytorch_file_of_full_size_gives_what_pytorch_gives(name, tmp_path):
+  _check_torch(name, _torch(name), peers.image_of(32 if name in CIFAR else 224), tmp_path)
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_a_file_of_timm_of_full_size_gives_what_timm_gives(name, tmp_path):
+  peers.timm()
+  import timm
+
+  _check_torch(f'timm {name}', peers.torch_random(timm.create_model(name)), peers.image_of(224), tmp_path)
+
+
+def _check_torch(name, model, image, folder):
   torch = pytest.importorskip('torch')
-  model = _torch(name)
-  torch.save(model.state_dict(), tmp_path / 'a.pth')
-  image = peers.image_of(32 if name.startswith('resnet') else 224)
+  torch.save(model.state_dict(), folder / 'a.pth')
   expected = peers.torch_run(model, image)
   del model
-  _compare(name, tmp_path / 'a.pth', image, expected)
+  _compare(name, folder / 'a.pth', image, expected)
 
 
-@pytest.mark.parametrize('name', ['VGG16', 'VGG19', 'MobileNet'])
+@pytest.mark.parametrize('name', KERAS)
 @pytest.mark.parametrize('suffix', ['.weights.h5', '.keras'])
 def test_a_keras_file_of_full_size_gives_what_keras_gives(name, suffix, tmp_path):
   model, image = _keras(name), peers.image_of(224)
   path = tmp_path / f'a{suffix}'
   (model.save_weights if suffix == '.weights.h5' else model.save)(path)
-  given = image if name == 'MobileNet' else np.ascontiguousarray(image[..., ::-1])
+  given = image if name.startswith('MobileNet') else np.ascontiguousarray(image[..., ::-1])
   expected = np.asarray(model(given, training=False))
   del model
   _compare(name, path, image, expected)

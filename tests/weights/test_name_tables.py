@@ -6,10 +6,10 @@ import pytest
 
 from transferlab import paths
 from transferlab.networks.network import build
-from transferlab.weights import layouts
-from transferlab.weights.names import mobilenet, resnet, squeezenet, vgg
+from transferlab.weights import layouts, mapping
+from transferlab.weights.names import resnet, vgg
 
-ORIGINS = (*resnet.ORIGINS, *vgg.ORIGINS, *mobilenet.ORIGINS, *squeezenet.ORIGINS)
+ORIGINS = mapping.origins()
 
 
 def _recognised(arrays):
@@ -22,6 +22,10 @@ OPTIONS = {
   'vgg': [{}, dict(depth=11, width=2, pool='average', features=[3]), dict(depth=19, blocks=2, width=2, features=[])],
   'mobilenet': [{}, dict(width=0.25, blocks=4, features=[7, 5])],
   'squeezenet': [{}, dict(blocks=3, head_type='convolution')],
+  'imagenet_resnet': [{}, dict(width=2, conv_bias=True, blocks=5), dict(depth=101, width=2, widening=2)],
+  'bit': [{}, dict(depth=152, width=32, blocks=12), dict(width=32, blocks=6)],
+  'mobilenet_v2': [{}, dict(width=0.35), dict(width=1.4), dict(width=0.5, blocks=5), dict(blocks=1)],
+  'convnext': [{}, dict(depths=[2, 1, 3], widths=[4, 4, 6])],
 }
 CASES = [(origin, options) for origin in ORIGINS for options in OPTIONS[origin.network]]
 CASES += [(vgg.ORIGINS[0], dict(depth=13, batch_norm=True, width=2, features=[3]))]

@@ -9,58 +9,16 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import parity
 import peers
 import pytest
 from jax import lax
 
-from transferlab import paths
-from transferlab.networks import layers
-from transferlab.networks.network import build
-from transferlab.weights import layouts
-from transferlab.weights.names import mobilenet, numbered, resnet, squeezenet, vgg
+from transferlab.weights.names import numbered
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-ORIGINS = (*resnet.ORIGINS, *vgg.ORIGINS, *mobilenet.ORIGINS, *squeezenet.ORIGINS)
 RANDOM = np.random.default_rng(0)
-
-
-# ------------------------------------------------------------------------------------------------ what is compared
-def _recognised(arrays):
-  """The one origin that takes the arrays for its own, and the options."""
-  shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
-  found = [(origin, options) for origin in ORIGINS if (options := origin.options(shapes)) is not None]
-  assert len(found) <= 1, found
-  return found[0] if found else (None, None)
-
-
-def _network(arrays, input_shape, *, expect, options):
-  """Our network with these arrays in it, recognised as the origin `expect` with `options`."""
-  origin, found = _recognised(arrays)
-  assert (origin.network, origin.name) == expect
-  assert found == options
-  table = origin.table(found)
-  outputs = next(
-    (arrays[name].shape for path, (name, _) in table.items() if path == 'head/bias' and name in arrays), (1,)
-  )
-  net = build(origin.network, found, input_shape, outputs[0])
-  variables = {}
-  for kind, tree in net.shapes().items():
-    leaves = {path: leaf for path, leaf in paths.flatten(tree).items() if table[path][0] in arrays}
-    values = {path: layouts.ours(np.asarray(arrays[table[path][0]]), table[path][1]) for path in leaves}
-    assert {path: value.shape for path, value in values.items()} == {path: leaf.shape for path, leaf in leaves.items()}
-    variables[kind] = paths.unflatten({path: jnp.asarray(value) for path, value in values.items()})
-  stop = None if 'head' in variables['params'] else 'head'
-  forward = jax.jit(layers.unlooped(lambda variables, x: net.apply(variables, x, stop=stop)[0]))
-  return origin, lambda x: forward(variables, x)
-
-
-def _close(found, expected, share=1e-4):
-  expected = np.asarray(expected)
-  assert found.shape == expected.shape
-  assert len(expected) == 1 or np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
-  assert np.abs(found - expected).max() < share * np.abs(expected).max()
 
 
 def _images(*shape):
@@ -76,10 +34,10 @@ def test_vgg_gives_what_torchvision_gives(depth, batch_norm, side):
   model = peers.torch_vgg(depth, batch_norm, 4, [12, 10], 5)
   x = _images(1, side, side, 3)
   options = dict(depth=depth, batch_norm=batch_norm, width=4, pool='flatten', features=[12, 10])
-  _, ours = _network(peers.torch_arrays(model), x.shape[1:], expect=('vgg', 'torchvision'), options=options)
+  _, ours = parity.network(peers.torch_arrays(model), x.shape[1:], expect=('vgg', 'torchvision'), options=options)
   outputs = ours(x)
-  _close(outputs['block5'], peers.torch_run(model.features, x))
-  _close(outputs['head'], peers.torch_run(model, x))
+  parity.close(outputs['block5'], peers.torch_run(model.features, x))
+  parity.close(outputs['head'], peers.torch_run(model, x))
 
 
 def test_vgg_without_its_classifier_gives_the_features_that_torchvision_gives():
@@ -87,8 +45,8 @@ def test_vgg_without_its_classifier_gives_the_features_that_torchvision_gives():
   arrays = {name: value for name, value in peers.torch_arrays(model).items() if name.startswith('features')}
   x = _images(2, 64, 48, 3)
   options = dict(depth=13, batch_norm=False, width=4, pool='average', features=[])
-  _, ours = _network(arrays, x.shape[1:], expect=('vgg', 'torchvision'), options=options)
-  _close(ours(x)['pool'], peers.torch_run(model.features, x).mean((1, 2)))
+  _, ours = parity.network(arrays, x.shape[1:], expect=('vgg', 'torchvision'), options=options)
+  parity.close(ours(x)['pool'], peers.torch_run(model.features, x).mean((1, 2)))
 
 
 def test_the_first_blocks_of_a_vgg_are_a_vgg_of_fewer_blocks():
@@ -100,8 +58,8 @@ def test_the_first_blocks_of_a_vgg_are_a_vgg_of_fewer_blocks():
   }
   x = _images(1, 32, 32, 3)
   options = dict(depth=16, batch_norm=False, width=4, pool='average', features=[], blocks=3)
-  _, ours = _network(arrays, x.shape[1:], expect=('vgg', 'torchvision'), options=options)
-  _close(ours(x)['block3'], peers.torch_run(model.features[:17], x))
+  _, ours = parity.network(arrays, x.shape[1:], expect=('vgg', 'torchvision'), options=options)
+  parity.close(ours(x)['block3'], peers.torch_run(model.features[:17], x))
 
 
 @pytest.mark.parametrize('side', [64, 51, 36])
@@ -109,11 +67,13 @@ def test_squeezenet_gives_what_torchvision_gives_where_windows_do_not_fill_the_b
   model = peers.torch_random(peers.torchvision().squeezenet1_1(num_classes=7))
   x = _images(2, side, side, 3)
   options = dict(ceil_mode=True, head_type='convolution')
-  _, ours = _network(peers.torch_arrays(model), x.shape[1:], expect=('squeezenet', 'torchvision'), options=options)
+  _, ours = parity.network(
+    peers.torch_arrays(model), x.shape[1:], expect=('squeezenet', 'torchvision'), options=options
+  )
   outputs = ours(x)
-  _close(outputs['fire3'], peers.torch_run(model.features[:6], x))
-  _close(outputs['fire9'], peers.torch_run(model.features, x))
-  _close(outputs['head'], peers.torch_run(model, x))
+  parity.close(outputs['fire3'], peers.torch_run(model.features[:6], x))
+  parity.close(outputs['fire9'], peers.torch_run(model.features, x))
+  parity.close(outputs['head'], peers.torch_run(model, x))
 
 
 @pytest.mark.parametrize(
@@ -124,11 +84,12 @@ def test_a_cifar_resnet_gives_what_its_pytorch_model_gives(name, shortcut, head,
   model = peers.torch_resnet(depth, 4, option, shortcut, head)
   x = _images(2, 16, 15, 3)
   options = dict(depth=depth, width=4, shortcut=option)
-  _, ours = _network(peers.torch_arrays(model), x.shape[1:], expect=('resnet', name), options=options)
-  _close(ours(x)['head'], peers.torch_run(model, x))
+  _, ours = parity.network(peers.torch_arrays(model), x.shape[1:], expect=('resnet', name), options=options)
+  parity.close(ours(x)['head'], peers.torch_run(model, x))
 
 
-OTHERS = 'resnet50 resnet18 alexnet squeezenet1_0 mobilenet_v2 densenet121 googlenet mnasnet0_5 vit_b_16'
+OTHERS = 'alexnet squeezenet1_0 resnext50_32x4d mobilenet_v3_small densenet121 googlenet mnasnet0_5 efficientnet_b0'
+OTHERS += ' shufflenet_v2_x0_5 swin_t maxvit_t'
 
 
 @pytest.mark.parametrize('name', OTHERS.split())
@@ -137,7 +98,7 @@ def test_other_families_of_torchvision_are_taken_for_none_of_these(name):
   options = {'init_weights': False} if name == 'googlenet' else {}
   with torch.device('meta'):
     state = getattr(models, name)(**options).state_dict()
-  assert _recognised(state) == (None, None)
+  assert parity.recognised(state) == (None, None)
 
 
 # -------------------------------------------------------------------------------------------------- Keras' models
@@ -153,12 +114,12 @@ def test_mobilenet_gives_what_keras_gives_at_odd_sides_too(shape, alpha, depthwi
   }
   x = _images(2, *shape)
   name = {'kernel': 'keras', 'depthwise_kernel': 'keras2'}[depthwise]
-  _, ours = _network(arrays, shape, expect=('mobilenet', name), options={'width': alpha})
+  _, ours = parity.network(arrays, shape, expect=('mobilenet', name), options={'width': alpha})
   early, late, logits = peers.keras_run(model, x, 'conv_pw_2_relu', 'conv_pw_13_relu')
   outputs = ours(x)
-  _close(outputs['block2'], early)
-  _close(outputs['block13'], late)
-  _close(outputs['head'], logits)
+  parity.close(outputs['block2'], early)
+  parity.close(outputs['block13'], late)
+  parity.close(outputs['head'], logits)
 
 
 def test_mobilenet_under_the_numbers_that_keras_gives_to_layers_without_names():
@@ -171,8 +132,8 @@ def test_mobilenet_under_the_numbers_that_keras_gives_to_layers_without_names():
     f'{names[layer]}/{leaf}': arrays[f'{layer}/{leaf}'] for layer, leaf in (path.split('/') for path in arrays)
   }
   x = _images(2, 32, 32, 3)
-  _, ours = _network(renamed, x.shape[1:], expect=('mobilenet', 'keras_numbered'), options={'width': 0.25})
-  _close(ours(x)['head'], peers.keras_run(model, x, 'conv_pw_13_relu')[-1])
+  _, ours = parity.network(renamed, x.shape[1:], expect=('mobilenet', 'keras_numbered'), options={'width': 0.25})
+  parity.close(ours(x)['head'], peers.keras_run(model, x, 'conv_pw_13_relu')[-1])
 
 
 @pytest.mark.parametrize(('depth', 'side', 'features'), [(16, 224, [6, 4]), (19, 64, [])])
@@ -191,14 +152,14 @@ def _check_keras_vgg(depth, side, features, name, channels):
   arrays = peers.keras_random(model)
   x = _images(1, side, side, 3)
   options = dict(depth=depth, batch_norm=False, width=2, pool='flatten' if features else 'average', features=features)
-  _, ours = _network(arrays, x.shape[1:], expect=('vgg', name), options=options)
+  _, ours = parity.network(arrays, x.shape[1:], expect=('vgg', name), options=options)
   maps, last = peers.keras_run(model, np.ascontiguousarray(x[..., channels]), 'block5_pool')
   outputs = ours(x)
-  _close(outputs['block5'], maps)
+  parity.close(outputs['block5'], maps)
   if features:
-    _close(outputs['head'], last)
+    parity.close(outputs['head'], last)
   else:
-    _close(outputs['pool'], last.mean((1, 2)))
+    parity.close(outputs['pool'], last.mean((1, 2)))
 
 
 @pytest.mark.long
@@ -207,8 +168,8 @@ def test_squeezenet_gives_for_red_green_blue_what_keras_gives_for_blue_green_red
   arrays = peers.slashed(peers.keras_random(model))
   x = _images(2, 63, 63, 3)
   options = dict(ceil_mode=False, head_type='convolution')
-  _, ours = _network(arrays, x.shape[1:], expect=('squeezenet', 'keras'), options=options)
-  _close(ours(x)['head'], peers.keras_run(model, np.ascontiguousarray(x[..., ::-1])))
+  _, ours = parity.network(arrays, x.shape[1:], expect=('squeezenet', 'keras'), options=options)
+  parity.close(ours(x)['head'], peers.keras_run(model, np.ascontiguousarray(x[..., ::-1])))
 
 
 # --------------------------------------------------------------------------------------------------- real weights
@@ -231,7 +192,7 @@ def test_the_squeezenet_of_imagenet_sees_blue_green_red_and_gives_512_features()
       for weight in map(bytes.decode, file[layer].attrs['weight_names']):
         arrays[f'{layer}/{weight.rpartition("/")[2].removesuffix(":0")}'] = file[layer][weight][()]
   assert (len(arrays), sum(value.size for value in arrays.values())) == (50, 722_496)
-  origin, ours = _network(arrays, (224, 224, 3), expect=('squeezenet', 'keras'), options={'ceil_mode': False})
+  origin, ours = parity.network(arrays, (224, 224, 3), expect=('squeezenet', 'keras'), options={'ceil_mode': False})
   with np.load(_data() / 'mobilenet_v1_025_224_reference.npz') as reference:
     image = reference['image'][:2]
   outputs = ours(_standardised(image, origin.inputs))
@@ -239,6 +200,6 @@ def test_the_squeezenet_of_imagenet_sees_blue_green_red_and_gives_512_features()
   given, numbers = np.float32(image[..., ::-1]) - np.float32([104, 117, 123]), ('NHWC', 'HWIO', 'NHWC')
   maps = lax.conv_general_dilated(given, arrays['conv1/kernel'], (2, 2), 'VALID', dimension_numbers=numbers)
   maps = jax.nn.relu(maps + arrays['conv1/bias'])
-  _close(outputs['stem'], lax.reduce_window(maps, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'VALID'))
+  parity.close(outputs['stem'], lax.reduce_window(maps, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'VALID'))
   assert outputs['pool'].shape == (2, 512)
   assert np.isfinite(outputs['pool']).all()

@@ -1,4 +1,4 @@
-"""Parity with torchvision, PyTorch and Keras where none of them is installed: their answers are stored.
+"""Parity with torchvision, PyTorch, timm and Keras where none of them is installed: their answers are stored.
 
 tests/make_parity.py wrote them. Files in their formats are made here, read, recognised and run.
 """

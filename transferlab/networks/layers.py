@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from transferlab.errors import UserError
+from transferlab.networks import windows
 
 
 @dataclasses.dataclass
@@ -230,8 +231,8 @@ def convolve(x: Array, kernel: Array, strides: int, padding: Padding) -> Array:
   pads = _pads(x, (height, width), strides, padding)
   if jax.default_backend() != 'cpu' or _unlooped.get():
     return _library(x, kernel, strides, pads)
-  windows = jnp.concatenate(_windows(jnp.pad(x, [(0, 0), *pads, (0, 0)]), (height, width), strides), axis=-1)
-  return windows @ kernel.reshape(height * width * inputs, outputs)
+  patches = jnp.concatenate(windows.shifted(jnp.pad(x, [(0, 0), *pads, (0, 0)]), (height, width), strides), axis=-1)
+  return patches @ kernel.reshape(height * width * inputs, outputs)
 
 
 def convolve_depthwise(x: Array, kernel: Array, strides: int, padding: Padding) -> Array:
@@ -243,31 +244,7 @@ def convolve_depthwise(x: Array, kernel: Array, strides: int, padding: Padding) 
   pads = _pads(x, (height, width), strides, padding)
   if jax.default_backend() != 'cpu':
     return _library(x, kernel, strides, pads, groups=channels)
-  return _shifted_products(jnp.pad(x, [(0, 0), *pads, (0, 0)]), kernel, strides)
-
-
-def _sum_of_products(x: Array, kernel: Array, strides: int) -> Array:
-  factors = kernel.reshape(-1, kernel.shape[-1])
-  return functools.reduce(jnp.add, map(jnp.multiply, _windows(x, kernel.shape[:2], strides), factors))
-
-
-def _products_back(strides: int, saved: tuple[Array, Array], back: Array) -> tuple[Array, Array]:
-  x, kernel = saved
-
-  def add(total: Array, example: tuple[Array, Array]) -> tuple[Array, None]:
-    windows = _windows(example[0][None], kernel.shape[:2], strides)
-    return total + jnp.stack([(window[0] * example[1]).sum(axis=(0, 1)) for window in windows]), None
-
-  # One example after the other: XLA writes every shifted image to memory, a kernel's size times the whole batch, and
-  # that takes two to eight times as long. The compiler drops it where the kernel is frozen.
-  empty = jnp.zeros((kernel[..., 0, 0].size, kernel.shape[-1]), jnp.result_type(x, back))
-  total, _ = lax.scan(add, empty, (x, back))
-  by_image = jax.vjp(lambda x: _sum_of_products(x, kernel, strides), x)[1](back)[0]
-  return by_image, total.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_shifted_products = jax.custom_vjp(_sum_of_products, nondiff_argnums=(2,))
-_shifted_products.defvjp(lambda x, kernel, strides: (_sum_of_products(x, kernel, strides), (x, kernel)), _products_back)
+  return windows.shifted_products(jnp.pad(x, [(0, 0), *pads, (0, 0)]), kernel, strides)
 
 
 def _library(x: Array, kernel: Array, strides: int, pads: Sequence[tuple[int, int]], groups: int = 1) -> Array:
@@ -299,7 +276,7 @@ def max_pool(
   if ceil_mode:
     pads = [(0, pooled_extent(n, size, strides, ceil_mode=True) * strides + size - strides - n) for n in x.shape[1:3]]
     x = jnp.pad(x, [(0, 0), *((0, max(pad, 0)) for _, pad in pads), (0, 0)], constant_values=-jnp.inf)
-  return functools.reduce(jnp.maximum, _windows(x, (size, size), strides))
+  return functools.reduce(jnp.maximum, windows.shifted(x, (size, size), strides))
 
 
 def pooled_extent(extent: int, size: int, strides: int, *, ceil_mode: bool = False) -> int:
@@ -327,15 +304,6 @@ def _window_means(extent: int, windows: int) -> Float[Array, 'windows extent']:
   places = np.arange(extent)
   inside = (places >= starts[:, None]) & (places < ends[:, None])
   return jnp.asarray(inside / inside.sum(axis=1, keepdims=True), jnp.float32)
-
-
-def _windows(x: Array, size: Sequence[int], strides: int) -> list[Array]:
-  rows, columns = ((extent - part) // strides + 1 for extent, part in zip(x.shape[1:3], size))
-  return [
-    x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides]
-    for i in range(size[0])
-    for j in range(size[1])
-  ]
 
 
 def check_images(name: str, input_shape: tuple[int, ...], extent: Callable[[int], int]) -> None:

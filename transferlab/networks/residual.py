@@ -1,4 +1,4 @@
-"""What stands on the branches of residual networks: a factor for each feature, and branches left out in training."""
+"""What stands on the branches of residual blocks: a factor for each feature, and branches left out in training."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,20 +17,19 @@ class LayerScale(nnx.Module):
     return x * self.factors[...]
 
 
-class StochasticDepth(nnx.Module):
-  """Leaves a branch out in a share `rate` of the examples, and scales it by 1 / (1 − rate) in the others (Huang et al.
-  2016; the paper scales in evaluation instead).
+class StochasticDepth(layers.Dropout):
+  """Zeroes the residual branch of a share `rate` of the examples and scales the others by 1 / (1 − rate).
+
+  Huang et al. 2016, equation 2, scaled in training instead of in evaluation. One decision per example; with one key per
+  example it depends on the example's own key only.
   """
 
-  def __init__(self, rate: float):
-    self.dropout = layers.Dropout(rate)
-
   def __call__(self, x: Float[Array, 'batch ...']) -> Float[Array, 'batch ...']:
-    if not self.dropout.active:
+    if not self.active:
       return x
-    return x * self.dropout(jnp.ones((x.shape[0], *[1] * (x.ndim - 1)), x.dtype))
+    return x * super().__call__(jnp.ones((len(x), *[1] * (x.ndim - 1)), x.dtype))
 
 
-def rising(rate: float, blocks: int) -> list[float]:
-  """The rate of each block: from 0 for the first linearly to `rate` for the last (Huang et al. 2016, eq. 4)."""
-  return [rate * number / max(blocks - 1, 1) for number in range(blocks)]
+def linear_rate(last: float, block: int, blocks: int) -> float:
+  """The rate of stochastic depth at `block`, from 0, of `blocks`: in equal steps from 0 at the first to `last`."""
+  return last * block / max(blocks - 1, 1)

@@ -160,7 +160,7 @@ class Block(nnx.Module):
     norm: makes a normalisation.
     attention, mlp: further arguments of `Attention` and `FeedForward`.
     layer_scale: what each branch's factors begin with (Touvron et al. 2021, eq. 4); None: no factors.
-    dropout: of each branch's output; drop_path: share of examples in which a branch is left out in training.
+    dropout: of each branch's output; stochastic_depth: share of examples in which a branch is left out in training.
   """
 
   def __init__(
@@ -177,13 +177,13 @@ class Block(nnx.Module):
     mlp: Mapping[str, Any] = {},
     layer_scale: float | None = None,
     dropout: float = 0.0,
-    drop_path: float = 0.0,
+    stochastic_depth: float = 0.0,
   ):
     self.name, self.behind = name, behind
     self.norm1, self.attention = norm(), Attention(width, heads, rngs, **attention)
     self.norm2, self.mlp = norm(), FeedForward(width, hidden, rngs, **mlp)
     self.scale1, self.scale2 = (None if layer_scale is None else LayerScale(width, layer_scale) for _ in range(2))
-    self.dropout, self.depth = layers.Dropout(dropout), StochasticDepth(drop_path)
+    self.dropout, self.depth = layers.Dropout(dropout), StochasticDepth(stochastic_depth)
 
   def __call__(self, value: Any) -> Any:
     given = value if isinstance(value, Mapping) else {'x': value}

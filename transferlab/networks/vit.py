@@ -16,7 +16,7 @@ from transferlab.config import Positive, Share
 from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.network import Network, network
-from transferlab.networks.residual import rising
+from transferlab.networks.residual import linear_rate
 from transferlab.networks.transformer import NORMAL, Activation, Block, FeedForward, layer_norm
 
 # Width, blocks, heads, hidden features: Touvron et al. 2021, table 1, and Dosovitskiy et al. 2021, table 1.
@@ -136,7 +136,7 @@ def vit(
   explicit: bool = False,
   embed_dropout: Share = 0.0,
   attention_dropout: Share = 0.0,
-  drop_path: Share = 0.0,
+  stochastic_depth: Share = 0.0,
   dropout: Share = 0.0,
 ) -> Network:
   """A vision transformer.
@@ -155,8 +155,8 @@ def vit(
     projection: features of a layer without bias before the head; None: no such stage (CLIP has one).
     explicit: attention weights stand in each block's output under 'attention'.
     embed_dropout: share of tokens' features dropped behind the positions; attention_dropout: of attention weights;
-      dropout: of branches' outputs and of what the head sees; drop_path: share of examples without the last block's
-      branches, less before it.
+      dropout: of branches' outputs and of what the head sees.
+    stochastic_depth: share of examples that skip a branch of the last block in training; it rises linearly from 0.
 
   Raises:
     UserError: inputs that are no images or that patches do not divide, heads that do not divide the width, or a class
@@ -176,10 +176,11 @@ def vit(
         bias=patch_bias, norm=norm() if embed_norm else None, dropout=embed_dropout,
       )
     }  # fmt: skip
-    for number, rate in enumerate(rising(drop_path, depth), 1):
+    for number in range(1, depth + 1):
+      rate = linear_rate(stochastic_depth, number - 1, depth)
       stages[f'block{number}'] = Block(
         f'block{number}', width, heads, hidden, rngs, norm=norm, attention=attention, mlp=dict(activation=activation),
-        layer_scale=layer_scale, dropout=dropout, drop_path=rate,
+        layer_scale=layer_scale, dropout=dropout, stochastic_depth=rate,
       )  # fmt: skip
     attend = None
     if pool == 'attention':

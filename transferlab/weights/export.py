@@ -21,7 +21,7 @@ from transferlab.weights.origin import Origin, Table
 
 SUFFIXES = ('.safetensors', '.npz', '.h5')
 # Options that parameters do not show.
-HIDDEN = {'ceil_mode', 'head_type', 'pool'}
+HIDDEN = {'ceil_mode', 'head_type', 'pool', 'stride_on', 'padding', 'epsilon'}
 # The order in which Keras writes a layer's arrays.
 KERAS_ORDER = (
   *('kernel', 'depthwise_kernel', 'pointwise_kernel', 'recurrent_kernel', 'embeddings'),

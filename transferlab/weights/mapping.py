@@ -37,7 +37,10 @@ LEAVES = {
 FORMAT = 1  # of our own files (export.py); all up to this one are read
 Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
-FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet', 'vit', 'vit_npz')
+FAMILIES = (
+  *('resnet', 'vgg', 'mobilenet', 'squeezenet', 'imagenet_resnet', 'bit', 'mobilenet_v2', 'convnext'),
+  *('vit', 'vit_npz'),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
