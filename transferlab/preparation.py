@@ -77,10 +77,16 @@ class Prepared:
     """Of a batch, as many as the devices divide."""
     return _rows(self.run)
 
+  @property
+  def window(self) -> int | None:
+    """Tokens that a language model reads at once in evaluation: without a state to carry as many as in training."""
+    numbers = self.record.get('tokens')
+    return None if numbers is None or self.network is None or self.network.carry else numbers['length']
+
   def order(self) -> Order:
     """Which training example stands where."""
     data, rows = self.run.target.data, self.loaded.splits['train']
-    if self.loaded.streams:
+    if self.loaded.streams and self.network.carry:
       return Order(self.loaded.count(self.record), data.batch_size, self.rows, self.seed, streams=True)
     classes = self.loaded.examples.strata[rows].astype('int32') if data.sampling == 'balanced' else None
     sets, quotas = self.loaded.groups, self.loaded.quotas
@@ -234,6 +240,7 @@ def _plan(
       network.shapes(),
       run.transplant or transplant.DEFAULT_RULES,
       stages=network.stages,
+      places=network.positions,
       source_names=rows.of_tokens(words, shapes['params']) if words else rows.of_record(given, shapes),
       target_names=rows.of_record(record, network.shapes()),
     )
@@ -338,7 +345,7 @@ def _phases(
     labelled=loaded.labels['train'] > 0,
     gaps=labels.gaps(loaded.examples.arrays['label'], loaded.splits['train']),
     balancing=run.balancing,
-    streams=loaded.streams,
+    streams=loaded.streams if network.carry else 0,
   )
   checks.representation(network, stretches)
   stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)

@@ -16,8 +16,8 @@ from transferlab.settings import Run, Source
 from transferlab.weights import inputs, mapping, vector_files
 from transferlab.weights.contents import Contents
 
-# Options that say how a network is trained, and nothing of what its weights compute.
-TRAINING = ('dropout',)
+# Options that say how a network is trained, and nothing of what its weights compute; and one that the data give.
+TRAINING = ('dropout', 'attention_dropout', 'drop_path', 'vocabulary')
 # Where vectors of words belong in a network on texts.
 EMBEDDING = 'embed/embedding'
 

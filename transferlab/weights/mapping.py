@@ -18,7 +18,7 @@ from transferlab import paths
 from transferlab.errors import UserError, nearest
 from transferlab.weights import layouts
 from transferlab.weights.contents import Contents, Tensor
-from transferlab.weights.inputs import stated
+from transferlab.weights.inputs import of_texts, stated
 from transferlab.weights.origin import Origin, Table
 
 OURS = 'ours'
@@ -37,7 +37,7 @@ LEAVES = {
 FORMAT = 1  # of our own files (export.py); all up to this one are read
 Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
-FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet')
+FAMILIES = ('resnet', 'vgg', 'mobilenet', 'squeezenet', 'bert', 'decoder')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,6 +196,8 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   own, config = said(contents), contents.metadata.get('config')
   options = {**options, **(origin.stated(config) if isinstance(config, Mapping) else {})}
   options |= own['options'] if own.get('network') == origin.network else {}
+  if outputs is None and options.get('pool') == 'none' and options.get('tied'):
+    outputs = options['vocabulary']  # the embedding is the head, too
   built = networks.build(origin.network, options, shape, outputs or 1)
   mapped = _mapped(contents, present, built.shapes(), origin)
   like = _leaves(built.shapes())
@@ -205,8 +207,14 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   if known is not None and origin.input_shape is not None:
     known = dataclasses.replace(known, size=shape[0])
   record = own.get('preprocessing') or (known.record(shape[-1]) if known else None)
+  said_too: list[str] = []
+  if 'vocabulary' in options and record is None:
+    record, said_too = of_texts(contents.metadata.get('tokenizer'), options['vocabulary'], shape[0])
   if origin.doubt and record is None:
-    mapped = dataclasses.replace(mapped, notes=(*mapped.notes, origin.doubt))
+    said_too.append(origin.doubt)
+  if origin.unstated and not isinstance(config, Mapping) and own.get('network') != origin.network:
+    said_too.append(origin.unstated)
+  mapped = dataclasses.replace(mapped, notes=(*mapped.notes, *said_too))
   return Recognised(origin, options, outputs, mapped, record)
 
 

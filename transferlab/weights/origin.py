@@ -59,6 +59,7 @@ class Origin:
     others: names (a regular expression) of parts of the origin's model that our network does not have.
     stated: `stated(config)` gives options that names and shapes do not show from the config.json beside the weights.
     input_shape: `input_shape(options, shapes)` of one example, where the weights decide it; None: square images.
+    unstated: a sentence for the report on what is assumed where no config.json lies beside the weights.
   """
 
   name: str
@@ -73,6 +74,7 @@ class Origin:
   others: str = '(?!)'
   stated: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
   input_shape: Callable[[Mapping[str, Any], Shapes], tuple[int, ...]] | None = None
+  unstated: str = ''
 
   def skips(self, name: str) -> bool:
     """Whether a name is of no use to our network."""
