@@ -1,8 +1,8 @@
-"""Writes parity.json: what models of torchvision, PyTorch and Keras answer, for those who have none of these installed.
+"""Writes parity.json: what models of torchvision, PyTorch, Keras and transformers answer, for those without these.
 
 python tests/make_parity.py
 
-Weights and images are drawn from their names, so that only names, shapes and answers are stored.
+Weights are drawn from their names, images and texts from their sizes: only names, shapes and answers are stored.
 """
 
 import json
@@ -28,6 +28,17 @@ KERAS = {
   ),
   ('squeezenet', 'keras', 63): lambda: peers.keras_squeezenet(63, 5),
 }
+# Heads of 64 features, as are assumed without a config.json; the number is the length of the text.
+SIZES = {'hidden_size': 128, 'num_attention_heads': 2}
+TEXTS = {
+  ('bert', 'transformers', 5): lambda: peers.text_model('BertForSequenceClassification', **SIZES),
+  ('bert', 'transformers', 6): lambda: peers.text_model('RobertaForSequenceClassification', **SIZES),
+  ('bert', 'transformers', 7): lambda: peers.text_model('DistilBertForSequenceClassification', dim=128, n_heads=2),
+  ('decoder', 'transformers', 8): lambda: peers.text_model('GPT2LMHeadModel', n_embd=128, n_head=2),
+  ('decoder', 'transformers', 9): lambda: peers.text_model(
+    'LlamaForCausalLM', **SIZES, num_key_value_heads=1, rms_norm_eps=1e-6, rope_parameters=None
+  ),
+}
 
 
 def main() -> None:
@@ -43,6 +54,12 @@ def main() -> None:
     image = image if case[0] == 'mobilenet' else np.ascontiguousarray(image[..., ::-1])  # blue, green, red
     shapes = {weight.path.replace('+', '/'): list(weight.shape) for weight in model.weights}
     stored.append(_entry(case, shapes, np.asarray(model(image, training=False))))
+  for case, make in TEXTS.items():
+    model = peers.torch_by_name(make())
+    tied = {'lm_head.weight'} if case[:1] + case[2:] == ('decoder', 8) else set()
+    shapes = {name: list(value.shape) for name, value in peers.torch_arrays(model).items() if name not in tied}
+    answer = peers.text_run(model, peers.tokens_of(case[2])).logits.detach().numpy()
+    stored.append(_entry(case, shapes, answer[:, -1] if answer.ndim == 3 else answer))
   (Path(__file__).parent / 'fixtures' / 'parity.json').write_text(json.dumps(stored, indent=1) + '\n')
 
 
