@@ -369,6 +369,13 @@ def test_a_language_model_learns_on_and_becomes_a_classifier(tmp_path):
   assert text.startswith('the cat') and len(text) > len('the cat')
   with pytest.raises(UserError, match='40 positions; nearest: length=32'):
     commands.sample(tmp_path / 'run', 'the cat', 'length=90')
+  commands.export(tmp_path / 'run', f'{tmp_path}/a.safetensors,names=transformers')
+  again, network, variables = _opened(tmp_path / 'a.safetensors')
+  assert again.preprocessing['tokens']['tokenizer'] == prepare(run).record['tokens']['tokenizer']
+  trained = transferlab.load(tmp_path / 'run').variables
+  jax.tree.map(np.testing.assert_array_equal, variables, jax.tree.map(np.asarray, trained))
+  shown = '\n'.join(commands.inspect(str(tmp_path / 'a.safetensors')))
+  assert 'a tokenizer of 257 tokens' in shown and 'block1/attention/key/bias  (o -> o, part=o:1/3); ' in shown
   network = {'name': 'decoder', 'pool': 'last'}
   then = _classifier(tmp_path, network=network, source={'weights': str(tmp_path / 'run')})
   prepared = prepare(then)

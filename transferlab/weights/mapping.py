@@ -101,9 +101,11 @@ class Recognised:
   preprocessing: dict[str, Any] | None
 
   def places(self) -> dict[str, str]:
-    """Our path, and the layout, of each of their names."""
-    leaves = [(path, leaf) for kind in self.mapped.variables.values() for path, leaf in paths.flatten(kind).items()]
-    return {leaf.name: path + ('' if leaf.layout == 'same' else f'  ({leaf.layout})') for path, leaf in leaves}
+    """Our path, and the layout, of each of their names; of one that is in parts, all of them."""
+    found: dict[str, list[str]] = {}
+    for path, leaf in [pair for kind in self.mapped.variables.values() for pair in paths.flatten(kind).items()]:
+      found.setdefault(leaf.name, []).append(path + ('' if leaf.layout == 'same' else f'  ({leaf.layout})'))
+    return {name: '; '.join(parts) for name, parts in found.items()}
 
   def __str__(self) -> str:
     shown = ', '.join(f'{name}={value!r}' for name, value in self.options.items())
