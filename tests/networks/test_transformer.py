@@ -115,12 +115,12 @@ def _redrawn(module, seed=0):
 @pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize(('groups', 'base', 'biases'), [(None, None, True), (2, 50.0, False), (1, 50.0, True)])
 def test_attention_is_that_of_the_equations_fused_and_explicit(groups, base, biases, causal):
-  x = np.random.default_rng(1).normal(size=(*MASK.shape, 8)).astype(np.float32)
+  x = np.random.default_rng(1).normal(size=(*MASK.shape, 16)).astype(np.float32)
   positions = jnp.maximum(jnp.cumsum(MASK, axis=1) - 1, 0)
   found = []
   for explicit in (False, True):
     module = transformer.Attention(
-      8, 4, nnx.Rngs(0), groups=groups, biases=biases, causal=causal, rotary=base, explicit=explicit
+      16, 4, nnx.Rngs(0), groups=groups, biases=biases, causal=causal, rotary=base, explicit=explicit
     )
     found.append(_redrawn(module)(jnp.asarray(x), jnp.asarray(MASK), positions))
   expected, weights = _attention(_params(module), np.float64(x), MASK, 4, groups or 4, causal, base)
