@@ -235,8 +235,10 @@ def test_windows_in_several_batches_give_what_one_batch_gives(place, monkeypatch
 def test_windows_that_carry_nothing_are_drawn_in_another_order_each_epoch_and_a_stop_changes_nothing(place, tmp_path):
   run = settings(place, network={**TRANSFORMER, 'dropout': 0.1})
   order = prepare(run).order()
-  epochs = [order.epoch(number) for number in range(2)]
-  assert not np.array_equal(*epochs) and sorted(epochs[0]) == list(range(order.count))
+  drawn = order.batches(0, 2 * order.count // 4)
+  epochs = drawn['row'].reshape(2, order.count)
+  assert not np.array_equal(*epochs) and all(sorted(epoch) == list(range(order.count)) for epoch in epochs)
+  assert 'fresh' not in drawn
   assert_a_stop_changes_nothing(run, 7, tmp_path)
   assert 'carry' not in checkpoints.load(checkpoints.find(str(tmp_path / 'whole')))
 
