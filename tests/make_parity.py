@@ -1,8 +1,8 @@
-"""Writes parity.json: what models of torchvision, PyTorch, timm and Keras answer, for those who have none of them.
+"""Writes parity.json: what torchvision, PyTorch, timm, Keras and transformers answer, for those without these.
 
 python tests/make_parity.py
 
-Weights and images are drawn from their names, so that only names, shapes and answers are stored.
+Weights are drawn from their names, images and texts from their sizes: only names, shapes and answers are stored.
 """
 
 import json
@@ -26,6 +26,10 @@ TORCH = {
   ('mobilenet_v2', 'timm', 38): lambda: peers.timm_first_blocks(2, 5),
   ('convnext', 'torchvision', 45): lambda: peers.torch_convnext([1, 2], [8, 12], 5),
   ('convnext', 'timm', 64): lambda: peers.timm_convnext([1, 1, 2, 1], [4, 4, 6, 8], 5),
+  ('vit', 'torchvision', 32): lambda: peers.torchvision().VisionTransformer(32, 8, 1, 1, 64, 32, num_classes=5),
+  ('vit', 'timm', 24): lambda: peers.timm().VisionTransformer(
+    img_size=24, patch_size=8, embed_dim=64, depth=1, num_heads=1, num_classes=5, reg_tokens=2, init_values=0.1
+  ),
 }
 KERAS = {
   ('vgg', 'keras', 224): lambda: peers.keras_vgg(16, 2, 224, [6, 4], named=True),
@@ -39,6 +43,17 @@ KERAS = {
 }
 # Whose images are blue, green, red.
 REVERSED = {'vgg', 'squeezenet', 'imagenet_resnet'}
+# Heads of 64 features, as are assumed without a config.json; the number is the length of the text.
+SIZES = {'hidden_size': 128, 'num_attention_heads': 2}
+TEXTS = {
+  ('bert', 'transformers', 5): lambda: peers.text_model('BertForSequenceClassification', **SIZES),
+  ('bert', 'transformers', 6): lambda: peers.text_model('RobertaForSequenceClassification', **SIZES),
+  ('bert', 'transformers', 7): lambda: peers.text_model('DistilBertForSequenceClassification', dim=128, n_heads=2),
+  ('decoder', 'transformers', 8): lambda: peers.text_model('GPT2LMHeadModel', n_embd=128, n_head=2),
+  ('decoder', 'transformers', 9): lambda: peers.text_model(
+    'LlamaForCausalLM', **SIZES, num_key_value_heads=1, rms_norm_eps=1e-6, rope_parameters=None
+  ),
+}
 
 
 def main() -> None:
@@ -54,7 +69,14 @@ def main() -> None:
     image = np.ascontiguousarray(image[..., ::-1]) if case[0] in REVERSED else image
     shapes = {weight.path.replace('+', '/'): list(weight.shape) for weight in model.weights}
     stored.append(_entry(case, shapes, np.asarray(model(image, training=False))))
-  (Path(__file__).parent / 'fixtures' / 'parity.json').write_text(json.dumps(stored, indent=1) + '\n')
+  for case, make in TEXTS.items():
+    model = peers.torch_by_name(make())
+    tied = {'lm_head.weight'} if case[:1] + case[2:] == ('decoder', 8) else set()
+    shapes = {name: list(value.shape) for name, value in peers.torch_arrays(model).items() if name not in tied}
+    answer = peers.text_run(model, peers.tokens_of(case[2])).logits.detach().numpy()
+    stored.append(_entry(case, shapes, answer[:, -1] if answer.ndim == 3 else answer))
+  lines = ',\n'.join(json.dumps(entry) for entry in stored)
+  (Path(__file__).parent / 'fixtures' / 'parity.json').write_text(f'[\n{lines}\n]\n')
 
 
 def _entry(case: tuple[str, str, int], shapes: dict[str, list[int]], answer: np.ndarray) -> dict:

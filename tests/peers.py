@@ -1,4 +1,4 @@
-"""Live models of PyTorch, torchvision, timm and Keras with random weights, for tests that compare with them.
+"""Live models of PyTorch, torchvision, timm, Keras and transformers with random weights, to compare with.
 
 A test that asks for one is skipped where the package is not installed.
 """
@@ -46,14 +46,14 @@ def timm():
   return pytest.importorskip('timm').models
 
 
-def torch_random(model, seed=0):
-  """Random weights and statistics, which keep the size of what passes through."""
+def torch_random(model, seed=0, scale=None):
+  """Random weights and statistics, which keep the size of what passes through, or of a standard deviation `scale`."""
   torch = pytest.importorskip('torch')
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, value in model.state_dict().items():
       if value.ndim > 1:
-        value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=random)
+        value.normal_(0, scale or (2 / value[0].numel()) ** 0.5, generator=random)
       elif not name.endswith('num_batches_tracked'):
         value.normal_(0, 0.3, generator=random) if name.endswith(('bias', 'mean')) else value.uniform_(
           0.5, 1.5, generator=random
@@ -287,6 +287,68 @@ def slashed(arrays):
   return {name.replace('+', '/'): value for name, value in arrays.items()}
 
 
+# ------------------------------------------------------------------------------------------------------- transformers
+@functools.cache
+def transformers():
+  """transformers, on PyTorch; it looks at torchvision where that is installed."""
+  pytest.importorskip('torch')
+  if importlib.util.find_spec('torchvision') is not None:
+    torchvision()
+  module = pytest.importorskip('transformers')
+  module.logging.set_verbosity_error()
+  module.logging.disable_progress_bar()
+  return module
+
+
+SIZES = {'vocab_size': 40, 'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'intermediate_size': 48}
+ROPE = {'rope_theta': 100.0, 'rope_type': 'default'}
+TEXTS = {
+  'Bert': {**SIZES, 'max_position_embeddings': 20},
+  'Roberta': {**SIZES, 'max_position_embeddings': 22, 'pad_token_id': 1, 'type_vocab_size': 1, 'layer_norm_eps': 1e-5},
+  'DistilBert': {
+    'vocab_size': 40,
+    'dim': 32,
+    'n_layers': 2,
+    'n_heads': 4,
+    'hidden_dim': 48,
+    'max_position_embeddings': 20,
+  },
+  'GPT2': {
+    'vocab_size': 40,
+    'n_embd': 32,
+    'n_layer': 2,
+    'n_head': 4,
+    'n_positions': 20,
+    'n_inner': 48,
+    'pad_token_id': 0,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+  },
+  'Llama': {
+    **SIZES,
+    'num_key_value_heads': 2,
+    'pad_token_id': 0,
+    'rope_parameters': {'rope_theta': 100.0, 'rope_type': 'default'},
+  },
+}
+
+
+def text_model(name, **options):
+  """A model of transformers by its class ('BertForSequenceClassification'), small and with random weights."""
+  module = transformers()
+  family = re.match(r'(.+?)(For|LM|Model)', name)[1]
+  config = getattr(module, f'{family}Config')(**{**TEXTS[family], 'num_labels': 3, **options})
+  return torch_random(getattr(module, name)(config), scale=0.3)
+
+
+def text_run(model, tokens, **options):
+  """What a model gives for tokens [batch, places], −1 for padding behind them."""
+  torch = pytest.importorskip('torch')
+  mask = tokens >= 0
+  ids = torch.tensor(np.where(mask, tokens, model.config.pad_token_id or 0).astype(np.int64))
+  return model(input_ids=ids, attention_mask=torch.tensor(mask.astype(np.int64)), **options)
+
+
 # ------------------------------------------------------------------------------------- values that names alone decide
 def value_of(name, shape):
   """An array drawn from its name, the same on every machine; what passes through keeps its size."""
@@ -302,12 +364,21 @@ def image_of(side):
   return np.random.default_rng(side).normal(size=(1, side, side, 3)).astype(np.float32)
 
 
+def tokens_of(length):
+  """[1, length], numbers of tokens, drawn from the length."""
+  return np.random.default_rng(length).integers(3, 40, (1, length)).astype(np.int32)
+
+
 def torch_by_name(model):
   """The model with the values that its names decide."""
   torch = pytest.importorskip('torch')
-  state = model.state_dict()
+  state, first = model.state_dict(), {}
+  for name, value in state.items():  # what is tied has the values of the name that comes first
+    first.setdefault(value.data_ptr(), name)
   drawn = {
-    name: torch.from_numpy(value_of(name, tuple(value.shape))) if value.is_floating_point() else value
+    name: torch.from_numpy(value_of(first[value.data_ptr()], tuple(value.shape)))
+    if value.is_floating_point()
+    else value
     for name, value in state.items()
   }
   model.load_state_dict(drawn)

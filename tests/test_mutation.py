@@ -7,6 +7,7 @@ sample for the command line is, for each config and mutation, the refused mutant
 """
 
 import copy
+import json
 import math
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from transferlab import cells, config
+from transferlab.data import tokens
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
 from transferlab.preparation import prepare
@@ -68,6 +70,33 @@ def vgg_file(tmp_path_factory):
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.shapes())
   export.write(path, zeros, 'vgg', options, {}, 'torchvision')
   STAND_INS['weights/vgg16-397923af.pth'] = str(path)
+
+
+# Sizes of networks on texts, and the tokenizer that lies beside their weights.
+TEXTS = {
+  'bert-base-uncased': ('bert', dict(pooler='tanh', first=0), 'words'),
+  'gpt2': ('decoder', dict(pool='none'), 'bytes'),
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def text_weights(tmp_path_factory):
+  """A BERT and a GPT-2 of a few features, of zeros, in the names of transformers, with what lies beside them."""
+  for name, (network, options, tokenizer) in TEXTS.items():
+    place = tmp_path_factory.mktemp('weights') / name
+    place.mkdir()
+    made = tokens.fit(['the movie is a film that is not good'], tokens.Tokens(tokenizer=tokenizer))['tokenizer']
+    (place / 'tokenizer.json').write_text(made)
+    heads = {'num_attention_heads': 2, 'n_head': 2}
+    (place / 'config.json').write_text(json.dumps({'model_type': {'decoder': 'gpt2'}.get(network, network), **heads}))
+    vocabulary = len(tokens.vocabulary({'tokenizer': made}))
+    options |= dict(vocabulary=vocabulary, width=4, depth=1, heads=2, hidden=4, positions=256)
+    zeros = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, np.float32), networks.build(network, options, (8,), vocabulary).shapes()
+    )
+    zeros['params'].pop('head', None)
+    export.write(place / 'model.safetensors', zeros, network, options, {}, 'transformers')
+    STAND_INS[f'weights/{name}'] = str(place)
 
 
 @pytest.fixture(scope='module', autouse=True)

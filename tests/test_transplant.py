@@ -209,3 +209,53 @@ def test_the_start_point_holds_what_was_copied_and_holes_elsewhere():
       np.testing.assert_array_equal(value, _flat(SOURCE)[path])
     else:
       assert value is None
+
+
+# ------------------------------------------------------------------------------------------------- learned positions
+def _tables(rows, seed=0):
+  random = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+  return {
+    'params': {'embed': {'positions': draw(rows, 3), 'norm': draw(3)}, 'head': {'kernel': draw(3, 2)}},
+    'stats': {},
+  }
+
+
+@pytest.mark.parametrize(('rows', 'wanted', 'before'), [(5, 9, 0), (5, 8, 0), (9, 5, 0), (7, 11, 2), (3, 9, 2)])
+def test_positions_are_interpolated_between_the_ends_of_the_table(rows, wanted, before):
+  source, target = _tables(rows), _tables(wanted, 1)
+  rules = [('embed/positions', 'positions:linear'), ('.*', 'copy')]
+  made, found = _transplanted(rules, source, target, places=wanted - before)
+  given = np.float64(source['params']['embed']['positions'])
+  at, known = np.linspace(0, rows - before - 1, wanted - before), np.arange(rows - before)
+  expected = np.stack([np.interp(at, known, column) for column in given[before:].T], axis=1)
+  np.testing.assert_allclose(found['embed/positions'], np.concatenate([given[:before], expected]), atol=1e-6)
+  np.testing.assert_array_equal(found['embed/norm'], source['params']['embed']['norm'])
+  assert any(line.startswith('embed/positions') and 'positions:linear' in line for line in made.lines())
+
+
+@pytest.mark.parametrize('wanted', [9, 4])
+def test_the_first_positions_stay_and_new_ones_begin_as_they_are(wanted):
+  source, target = _tables(5), _tables(wanted, 1)
+  _, found = _transplanted([('embed/positions', 'positions:first'), ('.*', 'copy')], source, target)
+  kept = min(wanted, 5)
+  np.testing.assert_array_equal(found['embed/positions'][:kept], source['params']['embed']['positions'][:kept])
+  np.testing.assert_array_equal(found['embed/positions'][kept:], target['params']['embed']['positions'][kept:])
+
+
+def test_positions_of_the_same_number_are_copied():
+  _, found = _transplanted([('embed/positions', 'positions:linear'), ('.*', 'copy')], _tables(5), _tables(5, 1))
+  np.testing.assert_array_equal(found['embed/positions'], _tables(5)['params']['embed']['positions'])
+
+
+@pytest.mark.parametrize(
+  ('rule', 'message'),
+  [
+    ('copy', r"for example \('embed/positions', 'positions:linear'\)"),
+    ('positions:cubic', "unknown way of positions for 'embed/positions': 'cubic'; nearest: "),
+    ('positions', "unknown action 'positions'"),
+  ],
+)
+def test_mistaken_positions_are_one_message(rule, message):
+  with pytest.raises(UserError, match=message):
+    transplant.plan(_tables(5), _tables(9), [('embed/positions', rule), ('.*', 'copy')])

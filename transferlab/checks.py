@@ -27,15 +27,16 @@ def size(name: str, network: Any) -> None:
 
 
 def places(network: Any, record: Mapping[str, Any], language: bool) -> None:
-  """That a language model answers at every place, and goes on from one window to the next; and others do not."""
+  """That a language model answers at every place, and others do not."""
   import jax
 
   if 'tokens' not in record:
     return
   outputs, _ = jax.eval_shape(network.apply, network.shapes(), preprocessing.example(record, 2))
   every = any(leaf.ndim > 2 for leaf in jax.tree.leaves(outputs[network.stages[-1]]))
-  if language and not (every and network.carry):
-    raise UserError("config.network: a language model answers at every place; nearest: lstm, gru, with pool='none'")
+  if language and not every:
+    ways = "nearest: lstm, gru, decoder, with pool='none'"
+    raise UserError(f'config.network: a language model answers at every place; {ways}')
   if every and not language:
     raise UserError("config.network: it answers at every place, and a text has one label; nearest: pool='last'")
 

@@ -10,7 +10,7 @@ from transferlab import config, experiment, folder, paths, teachers
 from transferlab.cells import Study, candidates, expand
 from transferlab.data import tokens
 from transferlab.errors import UserError, unknown
-from transferlab.preparation import Prepared, prepare
+from transferlab.preparation import Prepared, from_data, prepare
 from transferlab.screen import Screen
 from transferlab.settings import Run
 from transferlab.study import run_study
@@ -393,5 +393,5 @@ def export(workdir: Path, spec: str) -> list[str]:
   path, network = checkpoints.find(str(run_folder)), settings.network
   variables, record = checkpoints.weights(path, which), checkpoints.progress(path)['preprocessing']
   variables = model.without_tasks(variables, settings.target.data.auxiliary)
-  file = Path(place).expanduser()
-  return exports.write(file, variables, network.name, network.model_extra or {}, record, given.get('names', 'ours'))
+  file, options = Path(place).expanduser(), {**(network.model_extra or {}), **from_data(network.name, record)}
+  return exports.write(file, variables, network.name, options, record, given.get('names', 'ours'))

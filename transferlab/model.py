@@ -143,7 +143,7 @@ class Model:
       way = "; data of texts are for a language model with task='next_token' and tokens"
       raise UserError(f'{data.name} is for {loaded.info.task}, the run for {mine.task}{way}')
     rows = np.arange(len(loaded.examples)) if split == 'all' else loaded.splits[split]
-    x, label, ids = loaded.evaluated(rows, self.prepared.record)
+    x, label, ids = loaded.evaluated(rows, self.prepared.record, self.prepared.window)
     return x, matched(label, loaded.info, mine, data.name), ids, mine
 
 

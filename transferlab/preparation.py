@@ -77,10 +77,16 @@ class Prepared:
     """Of a batch, as many as the devices divide."""
     return _rows(self.run)
 
+  @property
+  def window(self) -> int | None:
+    """Tokens that a language model reads at once in evaluation: without a state to carry as many as in training."""
+    numbers = self.record.get('tokens')
+    return None if numbers is None or self.network is None or self.network.carry else numbers['length']
+
   def order(self) -> Order:
     """Which training example stands where."""
     data, rows = self.run.target.data, self.loaded.splits['train']
-    if self.loaded.streams:
+    if self.loaded.streams and self.network.carry:
       return Order(self.loaded.count(self.record), data.batch_size, self.rows, self.seed, streams=True)
     classes = self.loaded.examples.strata[rows].astype('int32') if data.sampling == 'balanced' else None
     sets, quotas = self.loaded.groups, self.loaded.quotas
@@ -234,6 +240,7 @@ def _plan(
       network.shapes(),
       run.transplant or transplant.DEFAULT_RULES,
       stages=network.stages,
+      places=network.positions,
       source_names=rows.of_tokens(words, shapes['params']) if words else rows.of_record(given, shapes),
       target_names=rows.of_record(record, network.shapes()),
     )
@@ -273,7 +280,7 @@ def _others(
   made: dict[str, Callable[[], OtherNetwork]] = {}
   own, usual = loaded.preprocessing, run.network
   if run.source is not None:
-    of = functools.partial(source_network.of, run.source, usual, source, weights, own, _from_data, network, record)
+    of = functools.partial(source_network.of, run.source, usual, source, weights, own, from_data, network, record)
     made[SOURCE] = functools.cache(of)
   for name, spec in run.teachers.items():
     place = f'config.teachers.{name}'
@@ -282,7 +289,7 @@ def _others(
       like = (
         network if spec.network is None else network_of(run.model_copy(update={'network': spec.network}), loaded, own)
       )
-      return source_network.of(spec, usual, *_origin(run, spec, place), own, _from_data, like, record, place)
+      return source_network.of(spec, usual, *_origin(run, spec, place), own, from_data, like, record, place)
 
     made[name] = functools.cache(teacher)
   return made
@@ -293,7 +300,7 @@ def network_of(run: Run, loaded: Loaded, record: Mapping[str, Any]) -> Any:
   from transferlab.networks import network as networks
 
   assert run.network is not None
-  options = {**(run.network.model_extra or {}), **_from_data(run.network.name, record)}
+  options = {**(run.network.model_extra or {}), **from_data(run.network.name, record)}
   outputs: int | dict[str, int] = {task: own.outputs for task, own in loaded.info.tasks.items()}
   if not outputs:
     outputs = options['vocabulary'] if loaded.streams else loaded.info.outputs
@@ -339,7 +346,7 @@ def _phases(
     labelled=loaded.labels['train'] > 0,
     gaps=labels.gaps(loaded.examples.arrays['label'], loaded.splits['train']),
     balancing=run.balancing,
-    streams=loaded.streams,
+    streams=loaded.streams if network.carry else 0,
   )
   checks.representation(network, stretches)
   stretches, said = feature_plan.cached(stretches, run.feature_cache, rows, data.batch_size, compile_)
@@ -350,14 +357,14 @@ def _phases(
   return stretches, said
 
 
-def _from_data(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def from_data(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
   """The options by which a network learns of columns that hold numbers of categories, or of texts' vocabulary."""
   from transferlab.networks import network as networks
 
   known = inspect.signature(networks.network_function(name)).parameters
   codes = encoding.codes(record.get('encoding', []))
   if ('vocabulary' in known) != ('tokens' in record):
-    ways = 'nearest: textcnn, lstm' if 'tokens' in record else 'data.tokens makes numbers of the words of texts'
+    ways = 'nearest: lstm, bert, decoder' if 'tokens' in record else 'data.tokens makes numbers of the words of texts'
     what = 'reads no texts' if 'tokens' in record else 'reads texts, and the inputs are none'
     raise UserError(f'config.network: {name!r} {what}; {ways}')
   if 'tokens' in record:

@@ -18,8 +18,8 @@ from transferlab.weights.contents import Contents
 
 # Of a network in a config, what is no option of its function.
 COMPUTED = ('name', 'dtype', 'rematerialise')
-# Options that say how a network is trained, and nothing of what its weights compute.
-TRAINING = ('dropout',)
+# Options that say how a network is trained, and nothing of what its weights compute; and one that the data give.
+TRAINING = ('dropout', 'embed_dropout', 'attention_dropout', 'stochastic_depth', 'vocabulary')
 # Where vectors of words belong in a network on texts.
 EMBEDDING = 'embed/embedding'
 

@@ -47,7 +47,7 @@ def buckets_of(prepared: Prepared) -> list[int]:
 
 def split(prepared: Prepared, name: str) -> tuple[np.ndarray, Any, np.ndarray]:
   """(x, label, id) of a split, not preprocessed."""
-  return prepared.loaded.evaluated(name, prepared.record)
+  return prepared.loaded.evaluated(name, prepared.record, prepared.window)
 
 
 def measure(names: Sequence[str] | None, outputs: Any, label: Any, info: Info) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def sets(prepared: Prepared, test: bool = True) -> dict[str, tuple[np.ndarray, A
     return found
   for name, data in prepared.run.evaluation.sets.items():
     other = load(data, prepared.seed)
-    x, label, ids = other.evaluated('test', prepared.record)
+    x, label, ids = other.evaluated('test', prepared.record, prepared.window)
     found[name] = x, matched(label, other.info, prepared.loaded.info, data.name), ids
   return found
 

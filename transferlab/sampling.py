@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from transferlab.config import Positive, Schema, Seed
+from transferlab.errors import UserError
 from transferlab.networks.network import Network
 
 
@@ -51,11 +52,25 @@ def restricted(
 def sample(
   network: Network, variables: Mapping[str, Any], prompt: Int[Array, ' tokens'], how: Sampling
 ) -> Int[Array, ' length']:
-  """The tokens that follow a prompt of at least one token."""
-  assert network.carry is not None
+  """The tokens that follow a prompt of at least one token, from what the network keeps of all before.
+
+  Raises:
+    UserError: the network has learned positions for fewer tokens, or is none that goes on with a text.
+  """
+  if network.cache is None and network.carry is None:
+    raise UserError("this network does not go on with a text; nearest: lstm, gru, decoder, with pool='none'")
+  _check_length(network.positions, len(prompt), how.length)
   return _sampler(network, how.model_copy(update={'seed': 0}).model_dump_json())(
     variables, jnp.asarray(prompt, jnp.int32)[None], jax.random.key(how.seed)
   )
+
+
+def _check_length(positions: int | None, prompt: int, length: int) -> None:
+  if positions is None or prompt + length <= positions:
+    return
+  what = f'the prompt has {prompt:,} tokens, {length:,} are to follow, and the network has {positions:,} positions'
+  way = f'length={positions - prompt}' if prompt < positions else f'a prompt of {max(positions - length, 1)} tokens'
+  raise UserError(f'sampling: {what}; nearest: {way}')
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,8 +93,12 @@ def _sampler(network: Network, how: str) -> Any:
       token = chosen(state[0], key)
       return read(variables, token[None, None], state[1]), token
 
-    assert network.carry is not None
-    start = read(variables, prompt, network.carry(1))
+    if network.cache is not None:
+      begin = network.cache(1, prompt.shape[1] + settings.length)
+    else:
+      assert network.carry is not None
+      begin = network.carry(1)
+    start = read(variables, prompt, begin)
     return lax.scan(step, start, jax.random.split(key, settings.length))[1]
 
   return jax.jit(run)

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from transferlab import paths, resizing, rows
+from transferlab import paths, resized, rows
 from transferlab.errors import UserError, nearest, unknown
 
 DEFAULT_RULES = [('head', 'init'), ('.*', 'copy')]
 ACTIONS = (
-  "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'columns'",
-  "'tokens[:mean|zero]'", "'resize'", "'init'",
+  "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'positions:linear|first'",
+  "'resize'", "'columns'", "'tokens[:mean|zero]'", "'init'",
 )  # fmt: skip
 # Actions on one leaf, and whether something stands behind their colon.
 FORMS = {
-  ('copy', False), ('copy', True), ('partial', False), ('classes', True), ('channels', True), ('resize', False),
+  ('copy', False), ('copy', True), ('partial', False), ('classes', True), ('channels', True), ('positions', True),
+  ('resize', False),
   ('init', False),
 }  # fmt: skip
 
@@ -35,11 +36,13 @@ class Origin:
     kind: 'params' or 'stats'.
     action: 'copy', 'columns' (rows matched by the names of columns or categories), 'tokens' (rows, or outputs, matched
       by the tokens of two vocabularies), 'classes' (the outputs of chosen classes), 'channels' (another number of input
-      channels) or 'init'.
+      channels), 'positions' (another number of learned positions) or 'init'.
     source: path of the source leaf; None for 'init'.
     rows: for 'columns' and 'tokens', pairs (target row, source row); for 'classes', pairs (target class, source class).
-    way: for 'channels', 'sum', 'tile' or 'zero'; for 'tokens' what new rows become: 'mean', 'zero', '' their own.
+    way: for 'channels', 'sum', 'tile' or 'zero'; for 'positions' 'linear' or 'first'; for 'tokens' what new rows
+      become: 'mean', 'zero', '' their own.
     foreign: the leaf's name in the file it comes from, where that is none of ours.
+    before: of 'positions', the rows that stand for none.
   """
 
   kind: str
@@ -51,6 +54,7 @@ class Origin:
   rows: tuple[tuple[int, int], ...] = ()
   way: str = ''
   foreign: str = ''
+  before: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +100,7 @@ def plan(
   source_names: rows.Names = rows.NOTHING,
   target_names: rows.Names = rows.NOTHING,
   stages: Sequence[str] = (),
+  places: int | None = None,
 ) -> Plan:
   """Decides where every target leaf comes from.
 
@@ -106,14 +111,19 @@ def plan(
         'copy:TEMPLATE'  the leaf that the template names; \\1 stands for the pattern's first group
         'partial'        copy where the source has the leaf, else init: for networks of another depth
         'classes:3,7'    the outputs of these classes of the source, in this order
-        'channels:WAY'   a convolution on another number of input channels, see resizing.py
+        'channels:WAY'   a convolution on another number of input channels, see resized.py
+        'positions:WAY'  a table [positions, width] of learned positions for texts of another length: 'linear'
+                         interpolation between the source's rows, or its 'first' ones, others initialised
         'columns'        rows of a first layer [columns, features] or of embeddings [categories, features], by name
         'tokens[:WAY]'   rows of an embedding of tokens, or a language model's outputs, by token; WAY is what new ones
-                         become: their own initialisation, the 'mean' of all of the source's, or 'zero'
-        'resize'         positions of patches on another grid, or patches of another size (resizing.py)
+                         become: their own initialisation, the 'mean' of all of the source's, or 'zero'. Of a stage
+                         that is named, leaves without an axis of tokens are copied
+        'resize'         positions of patches on another grid, or patches of another size, see resized.py
         'init'           its own initialisation
     source_names, target_names: what rows of networks on tables and texts stand for (rows.py).
     stages: the target's stages, for error messages.
+    places: how many learned positions the target has (`Network.positions`); rows of their table before those stand for
+      none. None: all rows stand for one.
 
   Raises:
     UserError: a rule that matches nothing or is unknown, a source leaf that does not exist, shapes or dtypes that
@@ -126,11 +136,13 @@ def plan(
   for path, action in actions.items():
     pattern = next(p for p, _ in rules if paths.matches(p, path))
     leaf = wanted['params'][path]
+    if action.partition(':')[0] == 'tokens' and path not in rows.TOKENS and paths.stage_of(path) == pattern:
+      action = 'copy'
     if action.partition(':')[0] in ('columns', 'tokens'):
       origin, said = _by_name(path, action, given['params'], leaf, source_names, target_names)
       notes += said
     else:
-      origin = _origin('params', path, pattern, action, given['params'], leaf)
+      origin = _origin('params', path, pattern, action, given['params'], leaf, places)
       _check_tokens(origin, source_names, target_names)
     origins.append(origin)
   for path, leaf in wanted['stats'].items():
@@ -146,13 +158,15 @@ def plan(
   return made
 
 
-def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str, Any], leaf: Any) -> Origin:
+def _origin(
+  kind: str, path: str, pattern: str, action: str, given: Mapping[str, Any], leaf: Any, places: int | None = None
+) -> Origin:
   shape, dtype = tuple(leaf.shape), str(leaf.dtype)
   verb, _, argument = action.partition(':')
   if (verb, bool(argument)) not in FORMS or action.endswith(':'):
     raise UserError(f'config.transplant: unknown action {action!r} for {pattern!r}; there are {", ".join(ACTIONS)}')
-  if verb == 'channels' and argument not in WAYS:
-    raise unknown(f'way of channels for {pattern!r}:', argument, WAYS)
+  if verb in WAYS and argument not in WAYS[verb]:
+    raise unknown(f'way of {verb} for {pattern!r}:', argument, WAYS[verb])
   if verb == 'init' or (verb == 'partial' and path not in given):
     return Origin(kind, path, 'init', None, shape, dtype)
   name = _renamed(path, pattern, argument) if verb == 'copy' and argument else path
@@ -164,6 +178,8 @@ def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str,
     return _channels(made, theirs, argument)
   if verb == 'resize' and tuple(theirs.shape) != shape:
     return _resized(made, theirs)
+  if verb == 'positions' and tuple(theirs.shape) != shape:
+    return _positions(made, theirs, argument, places)
   if tuple(theirs.shape) != shape:
     raise UserError(
       f'config.transplant: {path} has shape {shape}, {name} of the source {tuple(theirs.shape)}; '
@@ -172,13 +188,15 @@ def _origin(kind: str, path: str, pattern: str, action: str, given: Mapping[str,
   return made
 
 
-WAYS = ('sum', 'tile', 'zero')
+WAYS = {'channels': ('sum', 'tile', 'zero'), 'positions': ('linear', 'first')}
 
 
 def _way_out(path: str, shape: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[str, str]:
   """The rule that fits shapes which differ."""
   if _resizes(path, shape, theirs):
     return path, 'resize'
+  if path.endswith('/positions') and len(shape) == len(theirs) == 2 and shape[1] == theirs[1]:
+    return path, 'positions:linear'
   channels = len(shape) == len(theirs) == 4 and (*shape[:2], shape[3]) == (*theirs[:2], theirs[3])
   return paths.stage_of(path), 'channels:sum' if channels else 'init'
 
@@ -229,6 +247,18 @@ def _channels(made: Origin, theirs: Any, way: str) -> Origin:
       f'config.transplant: {made.path}: channels:zero adds channels, and {mine[2]} are less than {own[2]}'
     )
   return dataclasses.replace(made, action='channels', way=way)
+
+
+def _positions(made: Origin, theirs: Any, way: str, places: int | None) -> Origin:
+  """A table of learned positions of another length."""
+  mine, own = made.shape, tuple(theirs.shape)
+  before = 0 if places is None else mine[0] - places
+  if len(mine) != 2 or mine[1:] != own[1:] or own[0] <= before:
+    raise UserError(
+      f'config.transplant: {made.path}: positions:{way} is for a table [positions, width] of another length; here '
+      f'{mine}, the source {own}'
+    )
+  return dataclasses.replace(made, action='positions', way=way, before=before)
 
 
 def _partly(origins: Sequence[Origin], rules: Sequence[tuple[str, str]]) -> list[str]:
@@ -306,17 +336,6 @@ def _check_tokens(origin: Origin, source_names: rows.Names, target_names: rows.N
 NEW = {'': 'initialised', 'mean': "the mean of the source's", 'zero': 'zero'}
 
 
-def _with_tokens(origin: Origin, theirs: Any, own: Any) -> Any:
-  """The target's leaf with the rows that it takes from the source."""
-  import jax.numpy as jnp
-
-  axis = rows.token_axis(origin.path)
-  theirs, own = (jnp.moveaxis(jnp.asarray(leaf), axis, 0) for leaf in (theirs, own))
-  start = {'': own, 'mean': jnp.broadcast_to(theirs.mean(axis=0), own.shape), 'zero': jnp.zeros_like(own)}[origin.way]
-  mine, places = (jnp.array(numbers) for numbers in zip(*origin.rows))
-  return jnp.moveaxis(start.at[mine].set(theirs[places]), 0, axis)
-
-
 def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
   """The target's variables with the values that the plan takes from the source."""
   import jax.numpy as jnp
@@ -332,18 +351,23 @@ def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> d
       values[origin.kind][origin.path] = values[origin.kind][origin.path].at[jnp.array(mine)].set(taken)
     elif origin.action == 'tokens':
       own = values[origin.kind][origin.path]
-      values[origin.kind][origin.path] = _with_tokens(origin, given[origin.kind][str(origin.source)], own)
+      values[origin.kind][origin.path] = resized.with_tokens(
+        given[origin.kind][str(origin.source)], own, rows.token_axis(origin.path), origin.rows, origin.way
+      )
     elif origin.action == 'classes':
       numbers = jnp.array([number for _, number in origin.rows])
       values[origin.kind][origin.path] = jnp.asarray(given[origin.kind][str(origin.source)])[..., numbers]
     elif origin.action == 'channels':
       kernel = jnp.asarray(given[origin.kind][str(origin.source)])
-      values[origin.kind][origin.path] = resizing.channels(kernel, origin.shape[2], origin.way)
+      values[origin.kind][origin.path] = resized.with_channels(kernel, origin.shape[2], origin.way)
+    elif origin.action == 'positions':
+      table, own = jnp.asarray(given[origin.kind][str(origin.source)]), values[origin.kind][origin.path]
+      values[origin.kind][origin.path] = resized.with_positions(table, own, origin.way, origin.before)
     elif origin.action == 'resize':
       leaf = jnp.asarray(given[origin.kind][str(origin.source)])
       grid = origin.path.endswith('/position')
       values[origin.kind][origin.path] = (
-        resizing.positions(leaf, *origin.shape[:2]) if grid else resizing.patches(leaf, origin.shape[0])
+        resized.with_grid(leaf, *origin.shape[:2]) if grid else resized.with_patches(leaf, origin.shape[0])
       )
   return {kind: paths.unflatten(flat) for kind, flat in values.items()}
 
@@ -369,8 +393,8 @@ def carried(made: Plan, values: Mapping[str, Any], params: Mapping[str, Any]) ->
 def returned(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
   """The source's variables with the target's values wherever the plan took them from: what became of the source.
 
-  Rows and classes go back to where they came from. A convolution on other input channels has no way back, and stays as
-  the source has it, as does all that was not copied.
+  Rows and classes go back to where they came from. A convolution on other input channels, and learned positions of
+  another number, have no way back, and stay as the source has them, as does all that was not copied.
   """
   import jax.numpy as jnp
 
@@ -381,8 +405,8 @@ def returned(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -
     if origin.action == 'copy':
       values[origin.kind][str(origin.source)] = jnp.asarray(new)
     elif origin.action == 'tokens':
-      back = dataclasses.replace(origin, rows=tuple((theirs, mine) for mine, theirs in origin.rows), way='')
-      values[origin.kind][str(origin.source)] = _with_tokens(back, new, old)
+      back = [(theirs, mine) for mine, theirs in origin.rows]
+      values[origin.kind][str(origin.source)] = resized.with_tokens(new, old, rows.token_axis(origin.path), back, '')
     elif origin.action in ('columns', 'classes'):
       mine, theirs = (jnp.array(places) for places in zip(*origin.rows))
       places = (theirs,) if origin.action == 'columns' else (..., theirs)

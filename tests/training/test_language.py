@@ -194,6 +194,60 @@ def test_mistakes_end_in_one_message(place, change, message):
     prepare(settings(place, **change))
 
 
+# ------------------------------------------------------------------------------------------------ without any state
+TRANSFORMER = {'name': 'decoder', 'width': 8, 'depth': 2, 'heads': 2, 'hidden': 12, 'positions': 12, 'pool': 'none'}
+
+
+def test_a_network_without_a_state_reads_windows_as_long_as_in_training_each_by_itself(place, tmp_path):
+  """Every token but the first is predicted once, from those before it in its window."""
+  done = transferlab.run(config.resolved(settings(place, network=TRANSFORMER)), tmp_path / 'run')
+  model = transferlab.load(tmp_path / 'run')
+  prepared, record = model.prepared, model.prepared.record['tokens']
+  apply = jax.jit(lambda variables, x: jax.nn.log_softmax(prepared.network.apply(variables, x)[0]['head']))
+  for split in ('validation', 'test'):
+    texts = prepared.loaded.examples.arrays['x'][prepared.loaded.splits[split]]
+    names = tokens.vocabulary(record)
+    ids = [names.index(word) for text in texts for word in [*text.split(), tokens.END]]
+    nats = []
+    for start_ in range(0, len(ids) - 1, 6):
+      window = ids[start_ : min(start_ + 6, len(ids) - 1)]
+      found = apply(model.variables, np.array([window + [-1] * (6 - len(window))], np.int32))[0]
+      nats += [-float(found[place, ids[start_ + place + 1]]) for place in range(len(window))]
+    assert len(nats) == len(ids) - 1
+    assert done['selected'][split]['perplexity'] == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
+
+
+def test_windows_in_several_batches_give_what_one_batch_gives(place, monkeypatch):
+  prepared = prepare(settings(place, network=TRANSFORMER))
+  variables = prepared.network.init(jax.random.key(1))
+  x, _, _ = prepared.loaded.evaluated('test', prepared.record, prepared.window)
+  assert x['x'].shape[-1] == prepared.window == 6
+  whole = evaluate.next_tokens(prepared.network, variables, x)
+  monkeypatch.setattr(evaluate, 'LOGITS', 6 * 14 * 5)  # several windows at a time, and some left over
+  np.testing.assert_allclose(evaluate.next_tokens(prepared.network, variables, x), whole, atol=1e-6)
+  both = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), variables)
+  twice = {name: np.stack([value, value]) for name, value in x.items()}
+  members = evaluate.next_tokens(prepared.network, both, twice, population=True)
+  np.testing.assert_allclose(members[0], whole, atol=1e-5)
+  assert members.shape == (2, *whole.shape) and np.abs(members[1] - whole).max() > 1e-3
+
+
+def test_windows_that_carry_nothing_are_drawn_in_another_order_each_epoch_and_a_stop_changes_nothing(place, tmp_path):
+  run = settings(place, network={**TRANSFORMER, 'dropout': 0.1})
+  order = prepare(run).order()
+  drawn = order.batches(0, 2 * order.count // 4)
+  epochs = drawn['row'].reshape(2, order.count)
+  assert not np.array_equal(*epochs) and all(sorted(epoch) == list(range(order.count)) for epoch in epochs)
+  assert 'fresh' not in drawn
+  assert_a_stop_changes_nothing(run, 7, tmp_path)
+  assert 'carry' not in checkpoints.load(checkpoints.find(str(tmp_path / 'whole')))
+
+
+def test_windows_longer_than_the_learned_positions_are_one_message(place):
+  with pytest.raises(UserError, match=r'texts of 13 tokens, and it has 12 positions; nearest: data\.tokens\.length=12'):
+    prepare(settings(place, network=TRANSFORMER, data={'tokens': {'length': 13}}))
+
+
 # ------------------------------------------------------------------------------------------- from one text to another
 def classifier(place, **changes):
   values = {

@@ -41,7 +41,7 @@ def _keras(name):
 
 
 def _answer(path, image):
-  """(what was recognised, our answer, values, seconds to read and map)."""
+  """(what was recognised, our answer, values, seconds to read and map). A path may be a folder with its config.json."""
   begun = time.perf_counter()
   found = mapping.recognise(readers.read(str(path)))
   variables = {
@@ -57,9 +57,10 @@ def _answer(path, image):
 def _compare(name, path, image, expected):
   found, answer, values, seconds = _answer(path, image)
   error = np.abs(answer - expected).max() / np.abs(expected).max()
-  size = path.stat().st_size / 2**20
-  print(f'| {name} | {path.suffix} | {found.origin.name} | {values:,} | {size:,.0f} | {seconds:.2f} | {error:.1e} |')
-  path.unlink()
+  file = path / 'model.safetensors' if path.is_dir() else path
+  size = file.stat().st_size / 2**20
+  print(f'| {name} | {file.suffix} | {found.origin.name} | {values:,} | {size:,.0f} | {seconds:.2f} | {error:.1e} |')
+  file.unlink()
   gc.collect()
   assert error < 1e-4
 
@@ -95,3 +96,34 @@ def test_a_keras_file_of_full_size_gives_what_keras_gives(name, suffix, tmp_path
   expected = np.asarray(model(given, training=False))
   del model
   _compare(name, path, image, expected)
+
+
+# Published sizes are those that transformers has by default, but for what stands here; and a LLaMA that is made up.
+TEXTS = {
+  'bert-base': ('BertForSequenceClassification', {}),
+  'distilbert-base': ('DistilBertForSequenceClassification', {}),
+  'roberta-base': (
+    'RobertaForSequenceClassification',
+    {'vocab_size': 50265, 'max_position_embeddings': 514, 'type_vocab_size': 1, 'layer_norm_eps': 1e-5},
+  ),
+  'gpt2': ('GPT2LMHeadModel', {}),
+  'llama of 100 M': (
+    'LlamaForCausalLM',
+    {'hidden_size': 640, 'intermediate_size': 1728, 'num_hidden_layers': 12, 'num_attention_heads': 10}
+    | {'num_key_value_heads': 5, 'vocab_size': 32000},
+  ),
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_a_network_on_texts_of_full_size_gives_what_transformers_gives(name, tmp_path):
+  torch, module = pytest.importorskip('torch'), peers.transformers()
+  kind, options = TEXTS[name]
+  made = getattr(module, kind)
+  model = peers.torch_random(made(made.config_class(**options)), scale=0.02)
+  model.save_pretrained(tmp_path)
+  numbers = np.random.default_rng(0).integers(3, 30_000, (1, 64)).astype(np.int32)
+  with torch.no_grad():
+    expected = model(input_ids=torch.tensor(numbers.astype(np.int64))).logits.numpy()
+  del model
+  _compare(name, tmp_path, numbers, expected)

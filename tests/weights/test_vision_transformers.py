@@ -12,6 +12,7 @@ import peers
 import pytest
 
 from transferlab import paths
+from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks import network as networks
 from transferlab.weights import export, layouts, mapping, readers
@@ -252,3 +253,30 @@ def test_gradients_are_those_of_pytorch():
     # Keys' biases move every attention weight of a query alike, and so none of them: their gradient is rounding.
     limit = 1e-4 * largest if 'key/bias' not in path else 1e-4
     assert np.abs(np.asarray(found[path]) - expected).max() <= limit, path
+
+
+@pytest.mark.parametrize(
+  ('changed', 'names', 'message'),
+  [
+    (dict(activation='gelu_tanh'), 'torchvision', "activation='gelu'"),
+    (dict(epsilon=1e-5), 'torchvision', 'epsilon=1e-06'),
+    (dict(registers=2), 'torchvision', 'no name for embed/registers'),
+    (dict(), 'augreg', "activation='gelu_tanh'"),
+    (dict(), 'clip', 'clip has no name|clip writes no network'),
+  ],
+)
+def test_a_network_that_the_origin_would_compute_otherwise_is_not_written(changed, names, message, tmp_path):
+  options = dict(width=128, depth=1, heads=2, hidden=96, patch=8, **changed)
+  network = networks.build('vit', options, (32, 32, 3), 5)
+  variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.shapes())
+  with pytest.raises(UserError, match=message):
+    export.write(tmp_path / 'a.safetensors', variables, 'vit', options, RECORD, names)
+
+
+def test_without_a_config_the_number_of_heads_is_said_to_be_assumed(tmp_path):
+  found = mapping.recognise(readers.read(str(_saved(_live(('torchvision', '')), tmp_path))))
+  assert any('64 features each are assumed' in note for note in found.mapped.notes)
+  model = _transformers('ViTForImageClassification', 'ViTConfig', num_attention_heads=4, hidden_act='gelu_new')
+  found = mapping.recognise(readers.read(str(_saved(model, tmp_path))))
+  assert (found.options['heads'], found.options['activation']) == (4, 'gelu_tanh')
+  assert not any('assumed' in note for note in found.mapped.notes)

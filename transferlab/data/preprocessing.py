@@ -197,7 +197,10 @@ def _vocabulary_of(source: Mapping[str, Any], target: Mapping[str, Any]) -> tupl
   if 'bag' in source:
     return dict(source), [f"preprocessing: the source's {len(source['columns']):,} words"]
   known = len(tokens.vocabulary(source['tokens']))
-  numbers = {**target['tokens'], 'tokenizer': source['tokens']['tokenizer']}
+  numbers = {
+    **target['tokens'],
+    **{key: source['tokens'][key] for key in ('tokenizer', 'size') if key in source['tokens']},
+  }
   return {**target, 'tokens': numbers}, [f"preprocessing: the source's vocabulary of {known:,} tokens"]
 
 

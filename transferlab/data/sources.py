@@ -85,14 +85,19 @@ class Loaded:
       return {**taken, 'x': _read_texts(self.examples, json.dumps(record)).take(rows, axis=0)}
     return {**taken, 'x': preprocessing.encoded(taken['x'], self.info, record)}
 
-  def evaluated(self, split: str | np.ndarray, record: preprocessing.Record) -> tuple[Any, Any, np.ndarray]:
+  def evaluated(
+    self, split: str | np.ndarray, record: preprocessing.Record, window: int | None = None
+  ) -> tuple[Any, Any, np.ndarray]:
     """(x, label, id) of a split (or of rows) as evaluation takes them: encoded, and images cropped at their centre.
 
     For a language model 'label' is how many characters each token stands for that is to be predicted.
+
+    Args:
+      window: tokens that a language model without a state reads at once; None: any number.
     """
     rows = self.splits[split] if isinstance(split, str) else split
     if self.info.task == 'next_token':
-      return *_windows(self, rows.tobytes(), json.dumps(record['tokens'])), rows
+      return *_windows(self, rows.tobytes(), json.dumps(record['tokens']), window or windows.EVALUATED), rows
     taken = self.arrays(rows, record)
     return centred(taken['x'], self.crop), taken['label'], taken['id']
 
@@ -112,9 +117,9 @@ def _training(loaded: Loaded, record: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _windows(loaded: Loaded, rows: bytes, record: str) -> tuple[Any, Any]:
+def _windows(loaded: Loaded, rows: bytes, record: str, window: int) -> tuple[Any, Any]:
   """What a language model is evaluated on, remembered."""
-  return windows.evaluated(loaded.examples.arrays['x'][np.frombuffer(rows, np.int64)], json.loads(record))
+  return windows.evaluated(loaded.examples.arrays['x'][np.frombuffer(rows, np.int64)], json.loads(record), window)
 
 
 def centred(x: Any, crop: int | None) -> Any:

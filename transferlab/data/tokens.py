@@ -97,8 +97,9 @@ def fit(texts: Sequence[str], tokens: Tokens) -> dict[str, Any]:
 
 
 def vocabulary(record: Mapping[str, Any]) -> list[str]:
-  """The token of each number; '' for numbers that have none."""
-  return list(_vocabulary(record['tokenizer']))
+  """The token of each number; '' for numbers that have none, as those of rows that an embedding has beyond them."""
+  names = list(_vocabulary(record['tokenizer']))
+  return names + [''] * (record.get('size', 0) - len(names))
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,7 +1,8 @@
 """Texts for language models: all tokens of a split as a few long streams, cut into windows that follow one another.
 
 Every token but the text's first is predicted exactly once, from all that stands before it in its stream: what a network
-remembers is carried from a window to the next.
+remembers is carried from a window to the next. Of a network that carries nothing each window is read by itself, and a
+token predicted from what stands before it there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from transferlab.data import tokens
 from transferlab.errors import UserError
 
 Windows = np.ndarray  # int32 [streams, windows, length]
-EVALUATED = 256  # tokens of a window in evaluation, where its length changes nothing but the time that it takes
+EVALUATED = 256  # tokens of a window in evaluation, whose length changes but the time, where a state is carried
 
 
 def stream(texts: Sequence[str], record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +60,11 @@ def training(texts: Sequence[str], record: Mapping[str, Any], streams: int) -> d
   return {'x': x, 'label': following, 'id': np.arange(len(x), dtype=np.int64)}
 
 
-def evaluated(texts: Sequence[str], record: Mapping[str, Any]) -> tuple[dict[str, Windows], Windows]:
-  """({'x', 'next'}, characters of what follows), [streams, windows, places], as evaluation reads them."""
+def evaluated(
+  texts: Sequence[str], record: Mapping[str, Any], length: int = EVALUATED
+) -> tuple[dict[str, Windows], Windows]:
+  """({'x', 'next'}, characters of what follows), [streams, windows, length], as evaluation reads them."""
   ids, characters = stream(texts, record)
-  x, following = cut(ids, record['streams'], EVALUATED, 'data.tokens.streams')
-  _, counted = cut(characters, record['streams'], EVALUATED)
+  x, following = cut(ids, record['streams'], length, 'data.tokens.streams')
+  _, counted = cut(characters, record['streams'], length)
   return {'x': x, 'next': following}, counted

@@ -4,6 +4,7 @@ Batches are padded and the padding cut off again; metrics (metrics.py) are compu
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from transferlab.data.loader import evaluation_batches
 from transferlab.networks import layers
 from transferlab.networks.network import Network
 from transferlab.training import parallel
+
+LOGITS = 2**25  # that a language model without a state gives at a time
 
 
 @functools.lru_cache(maxsize=64)
@@ -35,11 +38,12 @@ def _forward(network: Network, population: bool, start: str | None, stop: str | 
 @functools.lru_cache(maxsize=64)
 def _reading(network: Network, population: bool) -> Any:
   def read(variables: Mapping[str, Any], carry: Any, x: Any, following: Any) -> tuple[Any, Any]:
-    outputs, _ = network.apply(variables, {'x': x, 'carry': carry})
+    outputs, _ = network.apply(variables, x if carry is None else {'x': x, 'carry': carry})
     logits = outputs[network.stages[-1]].astype(jnp.float32)
     likelihoods = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(following, 0)[..., None], axis=-1)
     hits = (logits.argmax(axis=-1) == following).astype(jnp.float32)
-    return jnp.concatenate([likelihoods, hits[..., None]], axis=-1), outputs[network.stages[-2]]['carry']
+    scores = jnp.concatenate([likelihoods, hits[..., None]], axis=-1)
+    return scores, None if carry is None else outputs[network.stages[-2]]['carry']
 
   return jax.jit(jax.vmap(read) if population else read)
 
@@ -47,7 +51,8 @@ def _reading(network: Network, population: bool) -> Any:
 def next_tokens(
   network: Network, variables: Mapping[str, Any], x: Mapping[str, Any], population: bool = False
 ) -> Float[np.ndarray, 'streams windows places two']:
-  """The log-likelihood in nats of every next token, and whether it was the likeliest, the state carried over windows.
+  """The log-likelihood in nats of every next token, and whether it was the likeliest, the state carried over windows;
+  where the network carries none each window is read by itself.
 
   Args:
     variables: as in `predict`.
@@ -56,9 +61,10 @@ def next_tokens(
   Returns:
     float32 [streams, windows, places, 2], without meaning where 'next' is −1; with a leading axis in a population.
   """
-  assert network.carry is not None
   given, following = x['x'], x['next']
   streams, windows = given.shape[-3:-1]
+  if network.carry is None:
+    return _each_window(network, variables, given, following, population)
   carry = network.carry(streams)
   if population:
     carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(given), *leaf.shape)), carry)
@@ -67,6 +73,24 @@ def next_tokens(
     scores, carry = read(variables, carry, given[..., window, :], following[..., window, :])
     pieces.append(scores)
   return np.stack(jax.device_get(pieces), axis=2 if population else 1)
+
+
+def _each_window(
+  network: Network, variables: Mapping[str, Any], x: np.ndarray, following: np.ndarray, population: bool
+) -> Float[np.ndarray, 'streams windows places two']:
+  """`next_tokens` without a state: as many windows at a time as leave logits of a bearable size."""
+  read, axis, (streams, windows, places) = _reading(network, population), x.ndim - 3, x.shape[-3:]
+  flat = [each.reshape(*x.shape[:-3], streams * windows, places) for each in (x, following)]
+  outputs, _ = jax.eval_shape(network.apply, network.shapes(), network.example(1, (places,)))
+  rows = min(max(LOGITS // math.prod(outputs[network.stages[-1]].shape), 1), streams * windows)
+  pieces = []
+  for start in range(0, streams * windows, rows):
+    part = [each[..., start : start + rows, :] for each in flat]
+    missing = rows - part[0].shape[axis]
+    pads = [(0, missing if place == axis else 0) for place in range(axis + 2)]
+    scores, _ = read(variables, None, *(np.pad(each, pads, constant_values=-1) for each in part))
+    pieces.append(jax.device_get(scores)[..., : rows - missing, :, :])
+  return np.concatenate(pieces, axis).reshape(*x.shape, 2)
 
 
 def predict(

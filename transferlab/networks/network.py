@@ -38,6 +38,8 @@ NETWORKS = {
   'textcnn': 'transferlab.networks.textcnn',
   'lstm': 'transferlab.networks.recurrent',
   'gru': 'transferlab.networks.recurrent',
+  'bert': 'transferlab.networks.bert',
+  'decoder': 'transferlab.networks.decoder',
 }
 
 
@@ -53,6 +55,9 @@ class Network:
     dtype: of the inputs; int32 where these are numbers of tokens.
     carry: `carry(batch) -> {stage: state}` from which recurrent stages start, where a state can be carried from one
       batch to the next under the key 'carry' of the value between stages; None elsewhere.
+    cache: `cache(batch, length) -> {stage: state}`, likewise, of networks that go on with texts of up to `length`
+      tokens from what they keep of each token before; None elsewhere.
+    positions: how many tokens of a text have a position that is learned; None: any number may come.
   """
 
   stages: tuple[str, ...]
@@ -61,6 +66,8 @@ class Network:
   shared: dict[str, str]
   dtype: Any = jnp.float32
   carry: Callable[[int], dict[str, Any]] | None = None
+  cache: Callable[[int, int], dict[str, Any]] | None = None
+  positions: int | None = None
 
   def example(self, rows: int, input_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
     """A batch of inputs, preprocessed, as its shape and dtype."""

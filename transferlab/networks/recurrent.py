@@ -44,14 +44,18 @@ class EveryPlace(nnx.Module):
     embedding: whose rows are the weights (Press and Wolf 2017); None: weights of its own.
   """
 
-  def __init__(self, features: int, outputs: int, dropout: float, rngs: nnx.Rngs, embedding: Any = None):
-    self.dropout, self.bias = sequences.LockedDropout(dropout), nnx.Param(jnp.zeros(outputs))
+  def __init__(
+    self, features: int, outputs: int, dropout: float, rngs: nnx.Rngs, embedding: Any = None, *, bias: bool = True
+  ):
+    self.dropout = sequences.LockedDropout(dropout)
+    self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
     self.embedding = embedding
     self.kernel = None if embedding is not None else nnx.Param(layers.LECUN(rngs.params(), (features, outputs)))
 
   def __call__(self, value: sequences.Sequence_) -> Float[Array, 'batch places tokens']:
     kernel = self.embedding[...].T if self.kernel is None else self.kernel[...]
-    return self.dropout(value['x']) @ kernel + self.bias[...]
+    logits = self.dropout(value['x']) @ kernel
+    return logits if self.bias is None else logits + self.bias[...]
 
 
 def lstm(

@@ -46,7 +46,8 @@ def build(networks: Mapping[str, Network], shared: Mapping[str, Any], input_shap
     made = mmoe(networks, shared['stage'], experts=shared['experts'], input_shape=input_shape)
   else:
     made = cross_stitch(networks, shared['stages'], same=shared['same'])
-  return dataclasses.replace(made, dtype=copies.first_of(networks).dtype)
+  first = copies.first_of(networks)
+  return dataclasses.replace(made, dtype=first.dtype, positions=first.positions)
 
 
 def branched(networks: Mapping[str, Network], stage: str) -> MultiTask:

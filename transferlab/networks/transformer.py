@@ -1,8 +1,8 @@
 """What transformers share (Vaswani et al. 2017): attention, feed-forward layers, and the blocks that encoders of texts,
 language models and vision transformers are made of.
 
-Between blocks stands an array [batch, places, width], or a dict with it as 'x' and with 'mask' [batch, places], False
-where there is padding, and 'positions' [batch, places]; attention looks at real places only.
+Between blocks stands an array [batch, places, width], or a dict with it as 'x', exactly 0 where there is padding, and
+with 'mask' [batch, places], False there, and 'positions' [batch, places]; attention looks at real places only.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.residual import LayerScale, StochasticDepth
 
@@ -27,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # Of the weights of transformers (Devlin et al. 2019; Radford et al. 2019).
 NORMAL = nnx.initializers.truncated_normal(0.02)
 Cache = dict[str, Array]
+EMBED = 'embed'  # the stage that makes vectors of tokens, and counts them in generation
 
 
 def layer_norm(width: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.LayerNorm:
@@ -42,7 +45,7 @@ def rotated(
   Features are paired by halves, as LLaMA's published weights are; the paper pairs neighbours.
   """
   half = x.shape[-1] // 2
-  angles = positions[..., None, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angles = positions[..., None, None] * jnp.asarray(base ** (-np.arange(half) / half), jnp.float32)
   cosine, sine = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
@@ -94,7 +97,8 @@ class Attention(nnx.Module):
 
     Args:
       positions: of each place in its text; for rotary positions and the cache.
-      cache: 'key' and 'value' [batch, length, groups, size] of places before these, which are added to it.
+      cache: 'key' and 'value' [batch, length, groups, size] of the places before these, by position; what these give
+        is added. Places see none behind them then.
     """
     heads = lambda layer, count: layer(x).reshape(*x.shape[:-1], count, self.size)
     query, key, value = heads(self.query, self.heads), heads(self.key, self.groups), heads(self.value, self.groups)
@@ -104,9 +108,8 @@ class Attention(nnx.Module):
     seen = None if mask is None else mask[:, None, None, :]
     if cache is not None:
       assert positions is not None
-      begin = (0, positions[0, 0], 0, 0)  # all examples are as long as the first
-      key, value = (jax.lax.dynamic_update_slice(cache[n], new, begin) for n, new in (('key', key), ('value', value)))
-      cache = {'key': key, 'value': value}
+      cache = _remembered(cache, {'key': key, 'value': value}, positions, mask)
+      key, value = cache['key'], cache['value']
       seen = (jnp.arange(key.shape[1]) <= positions[..., None])[:, None]
     elif self.causal:
       before = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
@@ -118,6 +121,13 @@ class Attention(nnx.Module):
     else:
       weights, out = None, jax.nn.dot_product_attention(query, key, value, mask=seen)
     return self.out(out.reshape(*x.shape[:-1], -1)), weights if self.explicit else None, cache
+
+
+def _remembered(cache: Cache, new: Cache, positions: Array, mask: Array | None) -> Cache:
+  """The cache with what these places give, each at its position; padding has none."""
+  length, rows = cache['key'].shape[1], jnp.arange(len(positions))[:, None]
+  places = positions if mask is None else jnp.where(mask, positions, length)
+  return {name: cache[name].at[rows, places].set(new[name], mode='drop') for name in cache}
 
 
 def _weights(query: Array, key: Array, seen: Array | None) -> Float[Array, 'batch heads places keys']:
@@ -187,12 +197,13 @@ class Block(nnx.Module):
 
   def __call__(self, value: Any) -> Any:
     given = value if isinstance(value, Mapping) else {'x': value}
-    x, carry = given['x'], given.get('carry', {})
+    x, mask, carry = given['x'], given.get('mask'), given.get('carry', {})
     seen, weights, cache = self.attention(
-      x if self.behind else self.norm1(x), given.get('mask'), given.get('positions'), carry.get(self.name)
+      x if self.behind else self.norm1(x), mask, given.get('positions'), carry.get(self.name)
     )
     x = self._joined(x, seen, self.scale1, self.norm1)
     x = self._joined(x, self.mlp(x if self.behind else self.norm2(x)), self.scale2, self.norm2)
+    x = x if mask is None else jnp.where(mask[..., None], x, 0)
     if not isinstance(value, Mapping) and weights is None:
       return x
     more: dict[str, Any] = {} if weights is None else {'attention': weights}
@@ -203,3 +214,74 @@ class Block(nnx.Module):
     branch = self.dropout(branch)
     both = x + self.depth(branch if scale is None else scale(branch))
     return norm(both) if self.behind else both
+
+
+# ------------------------------------------------------------------------------------------------------- on texts
+class Embeddings(nnx.Module):
+  """Numbers of tokens [batch, places], −1 for padding, as sums of vectors that are learnt: of the token, of its
+  position, and of the first kind of texts (BERT's token types, whose second is for pairs of texts).
+
+  Positions count real tokens, so that padding may stand anywhere. Where the value holds 'carry', the number of tokens
+  before these stands there under 'embed'.
+
+  Args:
+    positions: rows of their table; None: there is none.
+    first: the row of the first position (2 in RoBERTa).
+    kinds: of texts; 0: no table of them.
+    norm: makes a normalisation of the sum; None: none.
+  """
+
+  def __init__(
+    self,
+    vocabulary: int,
+    width: int,
+    rngs: nnx.Rngs,
+    *,
+    positions: int | None = None,
+    first: int = 0,
+    kinds: int = 0,
+    norm: Callable[[], nnx.Module] | None = None,
+    dropout: float = 0.0,
+  ):
+    table = lambda rows: nnx.Param(NORMAL(rngs.params(), (rows, width)))
+    self.embedding, self.first = table(vocabulary), first
+    self.positions = None if positions is None else table(positions)
+    self.kinds = table(kinds) if kinds else None
+    self.norm = None if norm is None else norm()
+    self.dropout = layers.Dropout(dropout)
+
+  def __call__(self, tokens: Int[Array, 'batch places'] | Mapping[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] = dict(tokens) if isinstance(tokens, Mapping) else {'x': tokens}
+    mask, carry = given['x'] >= 0, given.get('carry', {})
+    before = carry[EMBED]['before'] if carry else jnp.zeros(len(mask), jnp.int32)
+    positions = jnp.maximum(before[:, None] + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    x = self.embedding[...][jnp.maximum(given['x'], 0)]
+    x = x if self.positions is None else x + self.positions[...][self.first + positions]
+    x = x if self.kinds is None else x + self.kinds[...][0]
+    x = self.dropout(x if self.norm is None else self.norm(x))  # type: ignore[operator]
+    counted = {'carry': {**carry, EMBED: {'before': before + mask.sum(axis=1, dtype=jnp.int32)}}} if carry else {}
+    return {**given, 'x': jnp.where(mask[..., None], x, 0), 'mask': mask, 'positions': positions, **counted}
+
+
+def check_texts(
+  network: str, input_shape: tuple[int, ...], width: int, heads: int, groups: int | None, positions: int | None
+) -> None:
+  """That a transformer of these sizes can be built, and has a position for every token of a text.
+
+  Raises:
+    UserError: inputs that are no texts, texts that are longer, or heads that do not divide the width.
+  """
+  where = f'network {network!r}'
+  if len(input_shape) != 1:
+    raise UserError(f'{where} takes texts [tokens], not inputs {list(input_shape)}')
+  if width % heads:
+    near = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
+    raise UserError(f'{where}: {heads} heads do not divide a width of {width}; nearest: heads={near}')
+  if groups is not None and heads % groups:
+    near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
+    raise UserError(f'{where}: {groups} groups do not divide {heads} heads; nearest: groups={near}')
+  if positions is not None and input_shape[0] > positions:
+    raise UserError(
+      f'{where}: texts of {input_shape[0]:,} tokens, and it has {positions:,} positions; nearest: '
+      f"data.tokens.length={positions}, or more positions, and ('embed/positions', 'positions:linear') for a source's"
+    )

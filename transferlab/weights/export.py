@@ -6,7 +6,7 @@ What is written says of itself which network it is and what preprocessing belong
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from transferlab.weights.mapping import FORMAT, OURS, origins
 from transferlab.weights.origin import Origin, Table
 
 SUFFIXES = ('.safetensors', '.npz', '.h5')
-# Options that parameters do not show.
-HIDDEN = {'ceil_mode', 'head_type', 'pool', 'stride_on', 'padding', 'epsilon'}
+# Options that parameters do not show: those that every network with them computes by, and those of some origins only.
+COMPUTED = {'ceil_mode', 'stride_on', 'padding', 'epsilon', 'activation'}
+HIDDEN = {'head_type', 'pool', 'pooler', 'first', 'norm', 'gated', 'tied'}
+# Of these and others, what the config.json of transformers says.
+STATED = ('heads', 'epsilon', 'activation', 'rotary', 'first')
 # The order in which Keras writes a layer's arrays.
 KERAS_ORDER = (
   *('kernel', 'depthwise_kernel', 'pointwise_kernel', 'recurrent_kernel', 'embeddings'),
@@ -84,16 +87,32 @@ def _named(
   leaves = {kind: paths.flatten(variables.get(kind, {})) for kind in ('params', 'stats')}
   if names == OURS:
     return {f'{kind}/{path}': np.asarray(leaf) for kind, flat in leaves.items() for path, leaf in flat.items()}, []
-  known = [origin for origin in origins() if (origin.network, origin.name) == (network, names)]
   options = config.check_options(networks.network_function(network), options, f'network {network!r}')
-  table = known[0].table(options)
-  both = {**leaves['params'], **leaves['stats']}
-  if homeless := [path for path in both if path not in table]:
-    raise UserError(f'{names} has no name for {", ".join(homeless[:3])}; names=ours writes every leaf')
-  arrays = _theirs(both, table)
-  _check_same(known, options, arrays)
-  turned = any('reverse=' in layout for ours, (_, layout) in table.items() if ours in both)
-  return arrays, ['the first kernel takes blue, green, red, as the origin does'] if turned else []
+  refusals = []
+  for origin in origins():
+    if (origin.network, origin.name, origin.exported) == (network, names, True):
+      try:
+        return _under({**leaves['params'], **leaves['stats']}, origin, options)
+      except UserError as refusal:  # another family of the same origin, or one for other images, may have names for it
+        refusals.append(refusal)
+  raise max(refusals, key=lambda refusal: 'has no name' not in str(refusal))  # the family that came nearest
+
+
+def _under(
+  leaves: Mapping[str, Any], origin: Origin, options: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """The arrays under an origin's names. Raises `UserError` where it has none for them, or would answer otherwise."""
+  table = origin.table(options)
+  if homeless := [path for path in leaves if path not in table]:
+    raise UserError(f'{origin.name} has no name for {", ".join(homeless[:3])}; names=ours writes every leaf')
+  arrays = _theirs(leaves, table)
+  _check_same(origin, options, arrays)
+  turned = any('reverse=' in layout for ours, (_, layout) in table.items() if ours in leaves)
+  notes = ['the first kernel takes blue, green, red, as the origin does'] if turned else []
+  if origin.stated:
+    shown = ', '.join(f'{name}={options[name]!r}' for name in STATED if name in options)
+    notes.append(f'what a config.json beside it has to say as well: {shown}')
+  return arrays, notes
 
 
 def _theirs(leaves: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
@@ -113,20 +132,20 @@ def _theirs(leaves: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _check_same(known: Sequence[Origin], options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def _check_same(origin: Origin, options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
   """That the origin's network under these names computes what ours does.
-
-  Args:
-    known: the origin; several where its files differ in the images they were trained on.
 
   Raises:
     UserError: its network has other options, which parameters do not show.
   """
-  shapes, name = {name: array.shape for name, array in arrays.items()}, known[0].name
-  theirs = next((found for origin in known if (found := origin.options(shapes)) is not None), None)
-  if theirs is None:
+  shapes, name = {name: array.shape for name, array in arrays.items()}, origin.name
+  found = origin.options(shapes)
+  if found is None:
     raise UserError(f'{name} writes no network of these shapes; names=ours writes every leaf')
-  for option in HIDDEN & set(theirs):
+  theirs = config.check_options(networks.network_function(origin.network), found, f'network {origin.network!r}')
+  # What config.json can say is no matter of names, but for what tells one family of an origin from another.
+  computed = COMPUTED - set(STATED if origin.stated else ())
+  for option in (computed & set(theirs)) | (HIDDEN & set(found)):
     if options[option] != (value := theirs[option]):
       raise UserError(
         f'the network of {name} has {option}={value!r}, and this one {options[option]!r}: with the same weights it '

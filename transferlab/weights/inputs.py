@@ -1,11 +1,14 @@
-"""What a repository on the hub says of the images that its weights were trained on. Pure.
+"""What a repository on the hub says of the images, or texts, that its weights were trained on. Pure.
 
-Two habits are understood: the preprocessor_config.json of transformers and the pretrained_cfg of timm.
+Two habits are understood of images, the preprocessor_config.json of transformers and the pretrained_cfg of timm; of
+texts the tokenizer.json of transformers.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from transferlab.data import tokens
 from transferlab.weights.origin import Inputs
 
 
@@ -44,3 +47,26 @@ def _inputs(mean: Any, deviation: Any, factor: Any, size: int, note: str) -> Inp
   except (TypeError, ValueError, ZeroDivisionError):
     return None
   return Inputs(shift, scale, size, note) if len(shift) == len(scale) and all(scale) else None
+
+
+def of_texts(tokenizer: Any, vocabulary: int, length: int) -> tuple[dict[str, Any] | None, list[str]]:
+  """(the preprocessing record of texts that a tokenizer.json reads, sentences for the report).
+
+  None where there is none, or none that fits the weights.
+
+  Args:
+    tokenizer: what the file holds.
+    vocabulary: rows of the embedding; there may be more of them than tokens.
+    length: of texts.
+  """
+  if not isinstance(tokenizer, Mapping):
+    return None, ['no tokenizer.json lies beside the weights: which tokens the rows of the embedding are is not known']
+  shape = tokens.Tokens(length=length).model_dump(include={'length', 'cut', 'streams', 'buckets'})
+  numbers = {'tokenizer': json.dumps(tokenizer), 'size': vocabulary, **shape}
+  try:
+    known = len(tokens.vocabulary({'tokenizer': numbers['tokenizer']}))
+  except Exception as error:  # the library raises nothing more special
+    return None, [f'tokenizer.json beside the weights is not used: {error}']
+  if known > vocabulary:
+    return None, [f'tokenizer.json beside the weights is not used: it has {known:,} tokens, they {vocabulary:,}']
+  return {'kind': 'text', 'shift': [], 'scale': [], 'columns': [], 'input_shape': [length], 'tokens': numbers}, []

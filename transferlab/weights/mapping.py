@@ -18,7 +18,7 @@ from transferlab import paths
 from transferlab.errors import UserError, nearest
 from transferlab.weights import layouts
 from transferlab.weights.contents import Contents, Tensor
-from transferlab.weights.inputs import stated
+from transferlab.weights.inputs import of_texts, stated
 from transferlab.weights.origin import Origin, Table
 
 OURS = 'ours'
@@ -39,7 +39,7 @@ Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
 FAMILIES = (
   *('resnet', 'vgg', 'mobilenet', 'squeezenet', 'imagenet_resnet', 'bit', 'mobilenet_v2', 'convnext'),
-  *('vit', 'vit_npz'),
+  *('vit', 'vit_npz', 'bert', 'decoder'),
 )
 
 
@@ -104,9 +104,11 @@ class Recognised:
   preprocessing: dict[str, Any] | None
 
   def places(self) -> dict[str, str]:
-    """Our path, and the layout, of each of their names."""
-    leaves = [(path, leaf) for kind in self.mapped.variables.values() for path, leaf in paths.flatten(kind).items()]
-    return {leaf.name: path + ('' if leaf.layout == 'same' else f'  ({leaf.layout})') for path, leaf in leaves}
+    """Our path, and the layout, of each of their names; of one that is in parts, all of them."""
+    found: dict[str, list[str]] = {}
+    for path, leaf in [pair for kind in self.mapped.variables.values() for pair in paths.flatten(kind).items()]:
+      found.setdefault(leaf.name, []).append(path + ('' if leaf.layout == 'same' else f'  ({leaf.layout})'))
+    return {name: '; '.join(parts) for name, parts in found.items()}
 
   def __str__(self) -> str:
     shown = ', '.join(f'{name}={value!r}' for name, value in self.options.items())
@@ -189,7 +191,7 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
 
   own, config = said(contents), contents.metadata.get('config')
   own = own if own.get('network') == origin.network else {}
-  options = {**options, **(origin.stated(config) if isinstance(config, Mapping) else {})}
+  options = {**options, **(origin.stated(config) if origin.stated and isinstance(config, Mapping) else {})}
   options |= own.get('options', {})
   record = own.get('preprocessing')
   table = origin.table({**options, **({'input_shape': record['input_shape']} if record else {})})
@@ -201,6 +203,8 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   shape = _input_shape(contents, origin, options, sizes, record)
   if shape[-1] != 3:  # colours are in the order blue, green, red only where they are three
     present = {ours: (theirs, layout.replace(', reverse=i', '')) for ours, (theirs, layout) in present.items()}
+  if outputs is None and options.get('pool') == 'none' and options.get('tied'):
+    outputs = options['vocabulary']  # the embedding is the head, too
   built = networks.build(origin.network, options, shape, outputs or 1)
   mapped = _mapped(contents, present, built.shapes(), origin)
   like = _leaves(built.shapes())
@@ -210,8 +214,14 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   if known is not None and origin.input_shape is not None:
     known = dataclasses.replace(known, size=shape[0])
   record = record or (known.record(shape[-1]) if known else None)
+  said_too: list[str] = []
+  if 'vocabulary' in options and record is None:
+    record, said_too = of_texts(contents.metadata.get('tokenizer'), options['vocabulary'], shape[0])
   if origin.doubt and record is None:
-    mapped = dataclasses.replace(mapped, notes=(*mapped.notes, origin.doubt))
+    said_too.append(origin.doubt)
+  if origin.unstated and not isinstance(config, Mapping) and own.get('network') != origin.network:
+    said_too.append(origin.unstated)
+  mapped = dataclasses.replace(mapped, notes=(*mapped.notes, *said_too))
   return Recognised(origin, options, outputs, mapped, record)
 
 

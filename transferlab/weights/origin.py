@@ -58,8 +58,10 @@ class Origin:
     doubt: a sentence for the report on what a file of this origin leaves unsaid.
     exported: whether a network can be written under these names.
     others: names (a regular expression) of parts of the origin's model that our network does not have.
-    stated: `stated(config)` gives options that names and shapes do not show from the config.json beside the weights.
+    stated: `stated(config)` gives options that names and shapes do not show from the config.json beside the weights;
+      None: it says nothing that is understood.
     input_shape: `input_shape(options, shapes)` of one example, where the weights decide it; None: square images.
+    unstated: a sentence for the report on what is assumed where no config.json lies beside the weights.
   """
 
   name: str
@@ -72,8 +74,9 @@ class Origin:
   doubt: str = ''
   exported: bool = True
   others: str = '(?!)'
-  stated: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+  stated: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   input_shape: Callable[[Mapping[str, Any], Shapes], tuple[int, ...]] | None = None
+  unstated: str = ''
 
   def skips(self, name: str) -> bool:
     """Whether a name is of no use to our network."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from transferlab.data import tokens
 from transferlab.weights import mapping
 from transferlab.weights.contents import Contents
 
@@ -40,6 +41,9 @@ def _preprocessing(found: mapping.Recognised) -> Iterator[str]:
   record = found.preprocessing
   if record is None:
     yield 'preprocessing: unknown'
+    return
+  if 'tokens' in record:
+    yield f'preprocessing: a tokenizer of {len(tokens.vocabulary(record["tokens"])):,} tokens'
     return
   shift, scale = (', '.join(f'{value:g}' for value in record[name]) for name in ('shift', 'scale'))
   size = 'x'.join(map(str, record['input_shape']))

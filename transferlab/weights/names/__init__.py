@@ -5,8 +5,9 @@ Nothing here reads a file or holds an array; names and shapes are enough to know
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from transferlab.errors import UserError
+from transferlab.errors import UserError, unknown
 from transferlab.weights import layouts
 from transferlab.weights.origin import Origin, Shapes, Table
 
@@ -65,3 +66,39 @@ def numbered(classes: Iterable[str]) -> list[str]:
     count = seen[kind] = seen.get(kind, -1) + 1
     names.append(f'{kind}_{count}' if count else kind)
   return names
+
+
+# What the config.json of transformers calls the functions of networks/transformer.py.
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'quick_gelu': 'quick_gelu',
+  'relu': 'relu',
+  'silu': 'silu',
+  'swish': 'silu',
+}
+
+
+def stated_options(config: Mapping[str, Any], kinds: Iterable[str], names: Mapping[str, str]) -> dict[str, Any]:
+  """Options of our network that transformers' config.json states.
+
+  Args:
+    kinds: the values of 'model_type' whose networks ours computes.
+    names: our option for each of their keys; what is missing or null is left out.
+
+  Raises:
+    UserError: another kind of network under the same names, or an activation that ours does not have.
+  """
+  kind = config.get('model_type')
+  if kind not in (None, *kinds):
+    raise UserError(f'config.json: model_type={kind!r} has the names of {", ".join(kinds)}, and computes otherwise')
+  found = {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
+  if 'activation' in found and found['activation'] not in ACTIVATIONS:
+    raise unknown('config.json: activation', str(found['activation']), ACTIVATIONS)
+  return found | ({'activation': ACTIVATIONS[found['activation']]} if 'activation' in found else {})
+
+
+def depth_of(shapes: Shapes, pattern: str) -> int:
+  """How many blocks a file has: the number of names that a pattern matches."""
+  return sum(bool(re.fullmatch(pattern, name)) for name in shapes)

@@ -171,7 +171,7 @@ def _tokens(names: Names, options: Mapping[str, Any]) -> Table:
   if options.get('class_token', True):
     name, axes = names.tokens['class_token']
     table['embed/class_token'] = (name, f'{axes} d -> d' if axes else 'same')
-  if registers:
+  if registers and 'registers' in names.tokens:
     name, axes = names.tokens['registers']
     table['embed/registers'] = (name, f'{axes} r d -> r d')
   return table | positions(*names.tokens['position'], options)
@@ -313,7 +313,17 @@ def _origin(
   name: str, names: Names, inputs: Inputs | None, fixed: Mapping[str, Any] = {}, doubt: str = '', **more: Any
 ) -> Origin:
   options, shape = functools.partial(_options, names, fixed), functools.partial(_input_shape, names)
-  return Origin(name, 'vit', options, functools.partial(table, names), inputs, doubt=doubt, input_shape=shape, **more)
+  return Origin(
+    name,
+    'vit',
+    options,
+    functools.partial(table, names),
+    inputs,
+    doubt=doubt,
+    input_shape=shape,
+    unstated=ASSUMED,
+    **more,
+  )
 
 
 def _timm_stated(config: Mapping[str, Any]) -> dict[str, Any]:

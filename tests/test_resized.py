@@ -5,7 +5,7 @@ import numpy as np
 import peers
 import pytest
 
-from transferlab import paths, resizing, transplant
+from transferlab import paths, resized, transplant
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
 
@@ -33,7 +33,7 @@ def test_positions_are_bicubic_and_blurred_where_the_grid_shrinks(shape):
   grid = RANDOM.normal(size=(5, 6, 3))
   rows, columns = (_matrix(old, new, _cubic, 2) for old, new in zip(grid.shape, shape))
   expected = np.einsum('ar,bc,rcd->abd', rows, columns, grid)
-  np.testing.assert_allclose(resizing.positions(np.float32(grid), *shape), expected, atol=2e-6)
+  np.testing.assert_allclose(resized.with_grid(np.float32(grid), *shape), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize('shape', [(24, 16), (7, 9)])
@@ -44,7 +44,7 @@ def test_positions_are_those_of_timm(shape):
   grid = RANDOM.normal(size=(14, 14, 8)).astype(np.float32)
   given = torch.tensor(grid.reshape(1, -1, 8))
   expected = timm.resample_abs_pos_embed(given, list(shape), [14, 14], num_prefix_tokens=0).numpy().reshape(*shape, 8)
-  np.testing.assert_allclose(resizing.positions(grid, *shape), expected, atol=1e-5 * np.abs(expected).max())
+  np.testing.assert_allclose(resized.with_grid(grid, *shape), expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize('size', [4, 8, 11])
@@ -54,7 +54,7 @@ def test_patches_are_the_pseudo_inverse_of_their_resizing(size):
   one = _matrix(6, size, linear, 1)
   larger = np.kron(one, one)
   expected = np.linalg.pinv(larger.T) @ kernel.reshape(36, -1)
-  found = np.asarray(resizing.patches(np.float32(kernel), size))
+  found = np.asarray(resized.with_patches(np.float32(kernel), size))
   np.testing.assert_allclose(found, expected.reshape(size, size, 3, 5), atol=1e-5 * np.abs(expected).max())
   if size >= 6:  # larger patches answer what the smaller ones did
     patch = RANDOM.normal(size=(36, 3))
@@ -71,7 +71,7 @@ def test_patches_are_those_of_timm(size):
   kernel = RANDOM.normal(size=(16, 16, 3, 4)).astype(np.float32)
   given = torch.tensor(np.moveaxis(kernel, (0, 1), (2, 3)).swapaxes(0, 1).copy())
   expected = timm.resample_patch_embed(given, [size, size], 'bilinear', True).numpy()
-  found = np.moveaxis(resizing.patches(kernel, size), (0, 1), (2, 3)).swapaxes(0, 1)
+  found = np.moveaxis(resized.with_patches(kernel, size), (0, 1), (2, 3)).swapaxes(0, 1)
   np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -87,18 +87,18 @@ def test_a_vit_at_another_resolution_patch_and_number_of_classes_is_carried_and_
   (_, source), (network, target) = _vit((32, 32, 3), 7), _vit((24, 48, 3), 4, patch=6)
   made = transplant.plan(source, target, RULES, stages=network.stages)
   actions = {origin.path: origin.action for origin in made.origins}
-  resized = {path for path, action in actions.items() if action == 'resize'}
-  assert resized == {'embed/position', 'embed/patch/kernel'}
+  carried = {path for path, action in actions.items() if action == 'resize'}
+  assert carried == {'embed/position', 'embed/patch/kernel'}
   assert {path for path, action in actions.items() if action == 'init'} == {'head/kernel', 'head/bias'}
   new = transplant.apply(made, source, target)
   flat, old = paths.flatten(new['params']), paths.flatten(source['params'])
-  np.testing.assert_array_equal(flat['embed/position'], resizing.positions(old['embed/position'], 4, 8))
-  np.testing.assert_array_equal(flat['embed/patch/kernel'], resizing.patches(old['embed/patch/kernel'], 6))
+  np.testing.assert_array_equal(flat['embed/position'], resized.with_grid(old['embed/position'], 4, 8))
+  np.testing.assert_array_equal(flat['embed/patch/kernel'], resized.with_patches(old['embed/patch/kernel'], 6))
   for path in ('embed/class_token', 'embed/registers', 'embed/prefix_position', 'block1/attention/query/kernel'):
     np.testing.assert_array_equal(flat[path], old[path])
   sizes = {path: leaf.size for path, leaf in flat.items()}
   share = lambda chosen: f'{sum(sizes[path] for path in chosen) / sum(sizes.values()):.2%}'
-  assert f'resize 2 leaves, {share(resized)} of the bytes' in made.lines()[-1]
+  assert f'resize 2 leaves, {share(carried)} of the bytes' in made.lines()[-1]
   assert f'init 2 leaves, {share(["head/kernel", "head/bias"])} of the bytes' in made.lines()[-1]
 
 
