@@ -52,6 +52,7 @@ STAND_INS = {
   'tfds:cifar10': 'tfds:cifar10_jpeg',
   'folder:data/hymenoptera_data': f'folder:{DATA}/images/hymenoptera',
   'folder:data/cats_and_dogs_filtered': f'folder:{DATA}/images/hymenoptera',
+  'folder:data/photos': f'folder:{DATA}/images/hymenoptera',
   'npz:data/usps.npz': f'npz:{DATA}/images/usps.npz',
   'tsv:data/movie_reviews.tsv': f'tsv:{DATA}/text/movie_reviews.tsv',
   'tsv:data/trec_{train,test}.tsv': f'tsv:{DATA}/text/trec_{{train,test}}.tsv',
@@ -62,14 +63,26 @@ STAND_INS = {
 }
 
 
+# Files of networks on images: of which network, and in whose names.
+IMAGES = {
+  'vgg16-397923af.pth': ('vgg', dict(depth=16, width=4, features=[8, 8]), 'torchvision'),
+  'resnet50-11ad3fa6.pth': ('imagenet_resnet', dict(depth=50, width=4), 'torchvision'),
+  'vit_b_16-c867db91.pth': ('vit', dict(width=64, depth=1, heads=1, hidden=8, patch=8), 'torchvision'),
+  'dinov2-small': (
+    'vit', dict(width=64, depth=1, heads=1, hidden=8, patch=14, layer_scale=1.0, pool='class_mean'), 'dinov2',
+  ),
+}  # fmt: skip
+
+
 @pytest.fixture(scope='module', autouse=True)
-def vgg_file(tmp_path_factory):
-  """A VGG16 of a sixteenth of the width, of zeros, in torchvision's names."""
-  options, path = dict(depth=16, width=4, features=[8, 8]), tmp_path_factory.mktemp('weights') / 'vgg16.safetensors'
-  network = networks.build('vgg', options, (32, 32, 3), 3)
-  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.shapes())
-  export.write(path, zeros, 'vgg', options, {}, 'torchvision')
-  STAND_INS['weights/vgg16-397923af.pth'] = str(path)
+def image_weights(tmp_path_factory):
+  """Small networks of zeros in the place of published ones."""
+  for name, (network, options, names) in IMAGES.items():
+    path = tmp_path_factory.mktemp('weights') / f'{name}.safetensors'
+    shapes = networks.build(network, options, (56, 56, 3), 3).shapes()
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    export.write(path, zeros, network, options, {}, names)
+    STAND_INS[f'weights/{name}'] = str(path)
 
 
 # Sizes of networks on texts, and the tokenizer that lies beside their weights.

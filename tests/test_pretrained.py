@@ -144,7 +144,7 @@ def test_a_run_from_a_file_finishes_and_loads_without_the_file(tmp_path):
   model = transferlab.load(tmp_path / 'run')
   assert model.predict(np.zeros((3, 8, 8, 1))).shape == (3,)
   saved = folder.read_record(tmp_path / 'run' / 'config.json', 'config')['config']
-  assert saved['network'] == dict(name='resnet', depth=8, width=2, sharing=None)
+  assert saved['network'] == dict(name='resnet', depth=8, width=2, sharing=None, dtype='float32', rematerialise=None)
 
 
 def test_identity_follows_the_bytes_that_are_taken_and_not_the_files_place(tmp_path, resnet_file):

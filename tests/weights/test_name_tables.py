@@ -27,7 +27,8 @@ OPTIONS = {
   'mobilenet_v2': [{}, dict(width=0.35), dict(width=1.4), dict(width=0.5, blocks=5), dict(blocks=1)],
   'convnext': [{}, dict(depths=[2, 1, 3], widths=[4, 4, 6])],
 }
-CASES = [(origin, options) for origin in ORIGINS for options in OPTIONS[origin.network]]
+# Arrays of transformers hold several leaves; their tables are held against the live origins.
+CASES = [(origin, options) for origin in ORIGINS for options in OPTIONS.get(origin.network, [])]
 CASES += [(vgg.ORIGINS[0], dict(depth=13, batch_norm=True, width=2, features=[3]))]
 CLASSES = {resnet.AKAMASTER: 10, resnet.CIFAR10: 10, resnet.CIFAR100: 100}
 
@@ -105,7 +106,7 @@ def test_names_that_keras_made_up_say_nothing_of_the_images():
     assert (origin.inputs, origin.size, origin.exported) == (None, 224, False)
     assert origin.doubt.startswith('recognised by the order and shapes of its layers alone')
     assert not [layout for _, layout in origin.table({}).values() if 'reverse' in layout]
-  assert all(origin.exported for origin in ORIGINS if origin not in made_up)
+  assert all(origin.exported for origin in ORIGINS if origin.network in OPTIONS and origin not in made_up)
 
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
