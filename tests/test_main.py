@@ -221,3 +221,8 @@ def test_records_are_json_without_nan(trained):
     strict(path.read_text())
   for line in (trained / 'metrics.jsonl').read_text().splitlines():
     assert set(strict(line)) == {'step', 'phase', 'split', 'values', 'seconds'}
+
+
+def test_two_verbs_in_one_command_are_refused(command, trained):
+  done = command('--sample=The', '--evaluate=digits', f'--workdir={trained}')
+  assert done.status == 2 and '--evaluate and --sample: one after the other' in done.err

@@ -128,6 +128,11 @@ def run(command: Command) -> int:
   if {'evaluate', 'predict', 'export', 'sample'} & set(flags):
     if 'workdir' not in flags:
       raise UserError('--evaluate, --predict, --export and --sample need --workdir, the folder of a run')
+    if len(verbs := sorted({'evaluate', 'export', 'predict', 'sample'} & set(flags))) > 1 and verbs != [
+      'evaluate',
+      'predict',
+    ]:
+      raise UserError(f'--{" and --".join(verbs)}: one after the other; only --evaluate and --predict go together')
     setup()
     if 'sample' in flags:
       print(commands.sample(Path(flags['workdir']).expanduser(), flags['sample'], flags.get('sample_with', '')))

@@ -37,7 +37,7 @@ def restricted(
   The nucleus is taken of what temperature and k leave. The likeliest token is always left; of equally likely ones that
   with the smaller number counts as the likelier.
   """
-  logits = logits / temperature
+  logits = (logits - logits.max(axis=-1, keepdims=True)) / max(temperature, 1e-30)  # finite at the smallest
   order = jnp.argsort(-logits, axis=-1, stable=True)
   place = jnp.argsort(order, axis=-1)  # of each token among the likeliest
   if top_k is not None:

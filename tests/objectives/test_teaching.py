@@ -232,3 +232,22 @@ def test_unknown_stages_are_named():
   term = teaching.hint(stages={'block1': 'nowhere'})
   with pytest.raises(UserError, match="stage of teacher 'big' 'nowhere'"):
     term.init(dataclasses.replace(view()), jax.random.key(0))
+
+
+# ------------------------------------------------------------------------------------------------------------- texts
+@pytest.mark.parametrize('term', [teaching.hint, teaching.variational, teaching.nst, teaching.similarity_preserving])
+def test_padding_of_texts_changes_no_loss(term):
+  """Their regressors do not give zero where features are zero, and variances have a price at every place."""
+  features, answers, lengths = NORMAL(6, 5, 3), NORMAL(6, 5, 4), np.array([5, 2, 3, 5, 1, 4])
+
+  def loss(places):
+    real = np.arange(places) < lengths[:, None]
+    padded = lambda x: jnp.where(real[..., None], jnp.pad(x, [(0, 0), (0, places - 5), (0, 0)]), 0)
+    mine, theirs = ({'x': padded(x), 'mask': jnp.asarray(real)} for x in (features, answers))
+    made = term(stages={'lstm1': 'lstm2'})
+    seen = view(outputs={'lstm1': mine}, asked={'big': {'lstm2': theirs}})
+    own = made.init(view(outputs={'lstm1': mine}, asked={'big': {'lstm2': theirs}}), jax.random.key(0))
+    own['params'] = jax.tree.map(lambda leaf: leaf + 0.1, own.get('params', {}))  # biases that are not zero
+    return np.asarray(made.apply(seen, own)[0])
+
+  np.testing.assert_allclose(loss(9), loss(5), rtol=1e-5)

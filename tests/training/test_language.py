@@ -503,3 +503,9 @@ def test_a_language_model_says_what_it_cannot_be_used_for(place, tmp_path):
   assert 'perplexity' in commands.use(tmp_path / 'run', f'text:{place}/other.txt,split=all', None)
   words = commands.sample(tmp_path / 'run', 'the cat', 'length=3,temperature=0')
   assert words.startswith(('the cat ', 'the cat\n'))
+
+
+def test_the_smallest_temperature_is_as_greedy_as_none():
+  logits = jnp.array([[3.0, -2.0, 3.5, 0.0]])
+  left = sampling.restricted(logits, 1e-45)
+  assert left.argmax() == 2 and not jnp.isnan(left).any()

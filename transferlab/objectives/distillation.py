@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Logits = Float[Array, 'batch classes']
+Places = Bool[Array, 'batch places']
 Features = Float[Array, 'batch ... channels']
 PerExample = Float[Array, ' batch']
 Scalar = Float[Array, '']
@@ -113,9 +114,19 @@ def standardize(logits: Logits, eps: float = 1e-7) -> Logits:
 
 
 # ------------------------------------------------------------------------------------------------- features
-def hint(student: Features, teacher: Features) -> PerExample:
-  """½ ‖s − t‖² over places and channels (Romero et al. 2015, FitNets, eq. 3); s is a regressor's of the student."""
-  return 0.5 * jnp.square(student - teacher).reshape(len(student), -1).sum(axis=-1)
+def hint(student: Features, teacher: Features, real: Places | None = None) -> PerExample:
+  """½ ‖s − t‖² over places and channels (Romero et al. 2015, FitNets, eq. 3); s is a regressor's of the student.
+
+  Args:
+    real: places of texts that are no padding.
+  """
+  return _summed(0.5 * jnp.square(student - teacher), real)
+
+
+def _summed(values: Features, real: Places | None) -> PerExample:
+  """The sum over channels and real places."""
+  values = values if real is None else jnp.where(real[..., None], values, 0)
+  return values.reshape(len(values), -1).sum(axis=-1)
 
 
 def attention_transfer(student: Features, teacher: Features, power: float = 2.0, squared: bool = False) -> PerExample:
@@ -153,7 +164,9 @@ def nst(student: Features, teacher: Features) -> PerExample:
   return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
 
 
-def variational(mean: Features, teacher: Features, variance: Float[Array, ' channels']) -> PerExample:
+def variational(
+  mean: Features, teacher: Features, variance: Float[Array, ' channels'], real: Places | None = None
+) -> PerExample:
   """Σ ½ log σ_c² + (t − μ(s))² / (2 σ_c²) over places and channels: −log q(t | s) (Ahn et al. 2019, VID, section 2).
 
   The bound is I(t; s) ≥ H(t) + E log q(t | s) for a Gaussian q with a variance for each channel; its constant is left
@@ -162,9 +175,9 @@ def variational(mean: Features, teacher: Features, variance: Float[Array, ' chan
   Args:
     mean: μ(s), what the student's regressor gives.
     variance: σ_c², one for each channel.
+    real: places of texts that are no padding.
   """
-  values = 0.5 * (jnp.log(variance) + jnp.square(teacher - mean) / variance)
-  return values.reshape(len(mean), -1).sum(axis=-1)
+  return _summed(0.5 * (jnp.log(variance) + jnp.square(teacher - mean) / variance), real)
 
 
 # ------------------------------------------------------------------------------- relations between examples (coupled)

@@ -145,6 +145,13 @@ def _pooled(view: View, mine: str, theirs: str) -> tuple[Array, Array]:
   return sequences.averaged(student, own), sequences.averaged(teacher, other)
 
 
+def _real(view: View, mine: str, features: Array) -> Array | None:
+  """[batch, places], where a stage's features on texts are no padding; None where they have no places of texts."""
+  value = view.outputs[mine]
+  mask = value.get('mask') if isinstance(value, Mapping) else None
+  return mask if mask is not None and features.shape[:-1] == mask.shape else None
+
+
 def _plain(stages: Stages, loss: Callable[[View, str, str], Array], couples: bool = False) -> Term:
   """A loss without parameters, summed over the pairs of stages."""
   both = pairs(stages)
@@ -157,13 +164,13 @@ def _plain(stages: Stages, loss: Callable[[View, str, str], Array], couples: boo
 
 
 def _regressing(
-  stages: Stages, begin: Callable[[Array, int, int], dict], loss: Callable[[dict, Array, Array], Array]
+  stages: Stages, begin: Callable[[Array, int, int], dict], loss: Callable[[dict, Array, Array, Array | None], Array]
 ) -> Term:
   """A loss with parameters for every pair of stages, summed over the pairs.
 
   Args:
     begin: `begin(key, student's channels, teacher's) -> parameters`, or {} where none are needed.
-    loss: `loss(parameters, student's features, teacher's) -> [batch]`.
+    loss: `loss(parameters, student's features, teacher's, which places of texts are real) -> [batch]`.
   """
   both = pairs(stages)
 
@@ -175,7 +182,10 @@ def _regressing(
     return {'params': {name: own for name, own in made.items() if own}, 'stats': {}}
 
   def apply(view: View, own: dict) -> tuple[Array, dict, dict]:
-    losses = [loss(own['params'].get(mine, {}), *_features(view, mine, theirs)) for mine, theirs in both.items()]
+    losses = []
+    for mine, theirs in both.items():
+      features = _features(view, mine, theirs)
+      losses.append(loss(own['params'].get(mine, {}), *features, _real(view, mine, features[0])))
     return jnp.stack(losses).sum(axis=0), {}, {}
 
   return Term(init, apply, stages=tuple(both), needs=('teacher_outputs',))
@@ -190,7 +200,7 @@ def hint(*, stages: Stages) -> Term:
     stages: {student's: teacher's}, or the names of stages that both have; they add up.
   """
   begin = lambda key, inputs, width: {} if inputs == width else linear_init(key, inputs, width)
-  return _regressing(stages, begin, lambda own, s, t: distillation.hint(linear(own, s) if own else s, t))
+  return _regressing(stages, begin, lambda own, s, t, real: distillation.hint(linear(own, s) if own else s, t, real))
 
 
 def attention_transfer(*, stages: Stages, power: Temperature = 2.0, squared: bool = False) -> Term:
@@ -263,11 +273,11 @@ def variational(*, stages: Stages) -> Term:
     layers = {f'layer{i}': linear_init(k, inputs if i == 1 else width, width) for i, k in enumerate(keys, 1)}
     return {**layers, 'alpha': jnp.full(width, jnp.log(jnp.expm1(VARIANCE - FLOOR)))}
 
-  def loss(own: dict, student: Array, teacher: Array) -> Array:
+  def loss(own: dict, student: Array, teacher: Array, real: Array | None) -> Array:
     mean = linear(own['layer1'], student)
     for name in ('layer2', 'layer3'):
       mean = linear(own[name], jax.nn.relu(mean))
-    return distillation.variational(mean, teacher, jax.nn.softplus(own['alpha']) + FLOOR)
+    return distillation.variational(mean, teacher, jax.nn.softplus(own['alpha']) + FLOOR, real)
 
   return _regressing(stages, begin, loss)
 
