@@ -21,8 +21,8 @@ CIFAR = [f'resnet{depth}{shortcut}' for depth in (20, 32, 44, 56, 110) for short
 
 
 TORCHVISION = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2', 'wide_resnet101_2')
-TORCHVISION += ('mobilenet_v2', 'convnext_tiny', 'convnext_small', 'convnext_base')
-TIMM = ('resnetv2_50x1_bit', 'mobilenetv2_100', 'convnext_tiny')
+TORCHVISION += ('mobilenet_v2', 'convnext_tiny', 'convnext_small', 'convnext_base', 'vit_b_16', 'vit_l_16')
+TIMM = ('resnetv2_50x1_bit', 'mobilenetv2_100', 'convnext_tiny', 'vit_tiny_patch16_224', 'vit_small_patch16_224')
 KERAS = ('VGG16', 'VGG19', 'MobileNet', 'MobileNetV2', 'ResNet50', 'ResNet101', 'ResNet152')
 
 
@@ -40,8 +40,11 @@ def _keras(name):
   return model
 
 
-def _answer(path, image):
-  """(what was recognised, our answer, values, seconds to read and map). A path may be a folder with its config.json."""
+def _answer(path, image, stage='head'):
+  """(what was recognised, what our stage gives, values, seconds to read and map).
+
+  A path may be a folder with its config.json.
+  """
   begun = time.perf_counter()
   found = mapping.recognise(readers.read(str(path)))
   variables = {
@@ -49,13 +52,15 @@ def _answer(path, image):
     for kind, tree in found.mapped.variables.items()
   }
   seconds = time.perf_counter() - begun
-  network = networks.build(found.origin.network, found.options, image.shape[1:], found.outputs)
+  network = networks.build(found.origin.network, found.options, image.shape[1:], found.outputs or 1)
   values = sum(leaf.size for leaf in jax.tree.leaves(variables))
-  return found, np.asarray(jax.jit(network.apply)(variables, image)[0]['head']), values, seconds
+  stop = None if found.outputs else 'head'
+  answer = jax.jit(lambda variables, image: network.apply(variables, image, stop=stop)[0][stage])(variables, image)
+  return found, np.asarray(answer), values, seconds
 
 
-def _compare(name, path, image, expected):
-  found, answer, values, seconds = _answer(path, image)
+def _compare(name, path, image, expected, stage='head'):
+  found, answer, values, seconds = _answer(path, image, stage)
   error = np.abs(answer - expected).max() / np.abs(expected).max()
   file = path / 'model.safetensors' if path.is_dir() else path
   size = file.stat().st_size / 2**20
@@ -127,3 +132,27 @@ def test_a_network_on_texts_of_full_size_gives_what_transformers_gives(name, tmp
     expected = model(input_ids=torch.tensor(numbers.astype(np.int64))).logits.numpy()
   del model
   _compare(name, tmp_path, numbers, expected)
+
+
+# Published sizes as above: class, what of the answer is compared, and our stage.
+IMAGES = {
+  'ViT-B/16': ('ViTForImageClassification', 'logits', 'head'),
+  'DINOv2 ViT-B/14': ('Dinov2ForImageClassification', 'logits', 'head'),
+  'CLIP ViT-B/32, images': ('CLIPVisionModelWithProjection', 'image_embeds', 'project'),
+  'SigLIP ViT-B/16, images': ('SiglipVisionModel', 'pooler_output', 'pool'),
+}
+
+
+@pytest.mark.parametrize('name', IMAGES)
+def test_a_network_on_images_of_full_size_gives_what_transformers_gives(name, tmp_path):
+  torch, module = pytest.importorskip('torch'), peers.transformers()
+  kind, answer, stage = IMAGES[name]
+  made = getattr(module, kind)
+  options = {'patch_size': 14} if name.endswith('/14') else {}
+  model = peers.torch_random(made(made.config_class(**options)), scale=0.02)
+  model.save_pretrained(tmp_path)
+  image = peers.image_of(224)
+  with torch.no_grad():
+    expected = getattr(model(torch.tensor(np.moveaxis(image, -1, 1).copy())), answer).numpy()
+  del model
+  _compare(name, tmp_path, image, expected, stage)

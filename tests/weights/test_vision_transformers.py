@@ -37,7 +37,7 @@ def _timm(**options):
 
 
 def _transformers(kind, config, **options):
-  library = pytest.importorskip('transformers')
+  library = peers.transformers()
   return getattr(library, kind)(getattr(library, config)(**{**SMALL, 'patch_size': 8, 'num_labels': 5, **options}))
 
 
