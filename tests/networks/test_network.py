@@ -399,7 +399,7 @@ def test_resnet_20_with_published_weights_gives_the_logits_of_pytorch():
 
 # ------------------------------------------------------------------------------------------------ dtype, memory
 def _deep(**how):
-  options = dict(depth=14, width=4)
+  options = dict(depth=8, width=4)
   network = configured(build('resnet', options, (8, 8, 3), 5), **how)
   return network, network.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
 
@@ -413,7 +413,7 @@ def _slopes(network, variables, x):
 
 
 def test_rematerialised_stages_give_the_same_gradients_and_keep_less():
-  plain, again = _deep(), _deep(rematerialise='block[2-4]')
+  plain, again = _deep(), _deep(rematerialise='block.*')
   (a, _), (b, _) = (_slopes(*which) for which in (plain, again))
   params = plain[1]['params']
   for one, other in zip(jax.tree.leaves(jax.jit(a)(params)), jax.tree.leaves(jax.jit(b)(params))):

@@ -102,8 +102,9 @@ def test_gradients_of_a_resnet_are_pytorchs():
 
 @pytest.mark.parametrize(
   ('depth', 'side', 'head'),
-  [(50, 49, 'predictions'), pytest.param(101, 64, 'probs', marks=pytest.mark.long)],
+  [(50, 49, 'predictions'), (101, 64, 'probs')],
 )
+@pytest.mark.long
 def test_a_resnet_gives_for_red_green_blue_what_keras_gives_for_blue_green_red(depth, side, head):
   model = peers.keras_resnet(depth, 8, side, 5)
   arrays = {name.replace('predictions', head): value for name, value in peers.keras_random(model).items()}

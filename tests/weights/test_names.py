@@ -136,7 +136,9 @@ def test_mobilenet_under_the_numbers_that_keras_gives_to_layers_without_names():
   parity.close(ours(x)['head'], peers.keras_run(model, x, 'conv_pw_13_relu')[-1])
 
 
-@pytest.mark.parametrize(('depth', 'side', 'features'), [(16, 224, [6, 4]), (19, 64, [])])
+@pytest.mark.parametrize(
+  ('depth', 'side', 'features'), [pytest.param(16, 224, [6, 4], marks=pytest.mark.long), (19, 64, [])]
+)
 def test_vgg_gives_for_red_green_blue_what_keras_gives_for_blue_green_red(depth, side, features):
   _check_keras_vgg(depth, side, features, 'keras', slice(None, None, -1))
 

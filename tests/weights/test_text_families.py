@@ -353,6 +353,7 @@ def test_a_pretrained_network_becomes_a_classifier_that_predicts(name, tmp_path)
   assert set(model.predict(['the cat', 'old'])) <= {0, 1}
 
 
+@pytest.mark.long
 def test_a_language_model_learns_on_and_becomes_a_classifier(tmp_path):
   model = peers.text_model('GPT2LMHeadModel', vocab_size=257, n_positions=40)
   model.save_pretrained(tmp_path)
