@@ -102,6 +102,16 @@ def test_a_vit_at_another_resolution_patch_and_number_of_classes_is_carried_and_
   assert f'init 2 leaves, {share(["head/kernel", "head/bias"])} of the bytes' in made.lines()[-1]
 
 
+def test_what_is_measured_of_the_sources_parameters_is_never_resized():
+  """Fisher information is not negative, and bicubic weights are."""
+  (_, source), (network, target) = _vit((32, 32, 3), 7), _vit((24, 48, 3), 4, patch=6)
+  made = transplant.plan(source, target, RULES, stages=network.stages)
+  values = jax.tree.map(lambda leaf: jax.random.uniform(jax.random.key(0), leaf.shape) + 0.1, source['params'])
+  found = paths.flatten(transplant.carried(made, values, target['params']))
+  assert not found['embed/position'].any() and not found['embed/patch/kernel'].any()
+  np.testing.assert_array_equal(found['embed/class_token'], paths.flatten(values)['embed/class_token'])
+
+
 def test_resizing_to_the_same_shape_is_a_copy():
   (_, source), (_, target) = _vit((32, 32, 3), 7), _vit((32, 32, 3), 4)
   made = transplant.plan(source, target, RULES)

@@ -374,7 +374,7 @@ def apply(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> d
 
 def carried(made: Plan, values: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
   """Values of the source's parameters (their Fisher information) where the plan puts the parameters: a tree like
-  `params`, None where the plan copies nothing, and 0 in rows of a copied leaf that are new.
+  `params`, None where the plan copies nothing, and 0 in rows of a copied leaf that are new and in resized leaves.
 
   Args:
     values: a tree like the source's parameters.
@@ -383,8 +383,10 @@ def carried(made: Plan, values: Mapping[str, Any], params: Mapping[str, Any]) ->
   import jax
   import jax.numpy as jnp
 
-  # New rows of a vocabulary have none, whatever they are made of.
-  origins = (dataclasses.replace(o, way='') if o.action == 'tokens' else o for o in made.origins if o.kind == 'params')
+  # New rows of a vocabulary have none, whatever they are made of. Bicubic weights and pseudo-inverses are negative in
+  # places, so that what is resized has none either.
+  change: dict[str, dict[str, Any]] = {'tokens': {'way': ''}, 'resize': {'action': 'init'}}
+  origins = (dataclasses.replace(o, **change.get(o.action, {})) for o in made.origins if o.kind == 'params')
   only = dataclasses.replace(made, origins=tuple(origins))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(params))
   return start_point(made, apply(only, {'params': values}, {'params': zeros})['params'])
@@ -393,8 +395,9 @@ def carried(made: Plan, values: Mapping[str, Any], params: Mapping[str, Any]) ->
 def returned(made: Plan, source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
   """The source's variables with the target's values wherever the plan took them from: what became of the source.
 
-  Rows and classes go back to where they came from. A convolution on other input channels, and learned positions of
-  another number, have no way back, and stay as the source has them, as does all that was not copied.
+  Rows and classes go back to where they came from. A convolution on other input channels, learned positions of
+  another number, and what was resized have no way back, and stay as the source has them, as does
+  all that was not copied.
   """
   import jax.numpy as jnp
 

@@ -5,6 +5,8 @@ means, and what we export is loaded by it.
 """
 
 import functools
+import json
+import re
 
 import jax
 import numpy as np
@@ -280,3 +282,92 @@ def test_without_a_config_the_number_of_heads_is_said_to_be_assumed(tmp_path):
   found = mapping.recognise(readers.read(str(_saved(model, tmp_path))))
   assert (found.options['heads'], found.options['activation']) == (4, 'gelu_tanh')
   assert not any('assumed' in note for note in found.mapped.notes)
+
+
+def _small(**options):
+  options = {**dict(width=128, depth=1, heads=2, hidden=96, patch=8), **options}
+  network = networks.build('vit', options, (32, 32, 3), 5)
+  return options, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.shapes())
+
+
+@pytest.mark.parametrize(
+  ('changed', 'names', 'message'),
+  [
+    (dict(pool='mean'), 'torchvision', "pool='class'"),
+    (dict(pool='mean'), 'transformers', "pool='class'"),
+    (dict(pool='class_mean'), 'timm', 'timm writes no network'),
+    (dict(class_token=False, pool='mean'), 'torchvision', 'torchvision writes no network'),
+    (dict(activation='silu'), 'timm', "activation='gelu'"),
+  ],
+)
+def test_pooling_that_an_origin_does_not_have_is_not_written(changed, names, message, tmp_path):
+  options, variables = _small(**changed)
+  with pytest.raises(UserError, match=message):
+    export.write(tmp_path / 'a.safetensors', variables, 'vit', options, RECORD, names)
+
+
+TIMM_CONFIGS = {
+  "global_pool='max'": dict(architecture='vit_small', global_pool='max'),
+  'model_args has block_fn': dict(architecture='vit_small', model_args=dict(block_fn='ResPostBlock')),
+  'model_args has fc_norm': dict(architecture='vit_small', model_args=dict(fc_norm=False, global_pool='avg')),
+}
+
+
+@pytest.mark.parametrize('message', TIMM_CONFIGS)
+def test_models_of_timm_that_compute_otherwise_under_the_same_names_are_refused(message, tmp_path):
+  save_file = pytest.importorskip('safetensors.torch').save_file
+  save_file(_live(('timm', '')).state_dict(), tmp_path / 'model.safetensors')
+  (tmp_path / 'config.json').write_text(json.dumps(TIMM_CONFIGS[message]))
+  with pytest.raises(UserError, match=re.escape(message)):
+    mapping.recognise(readers.read(str(tmp_path)))
+  known = dict(architecture='vit_base_patch32_siglip_256', model_args=dict(num_heads=4, embed_dim=128))
+  (tmp_path / 'config.json').write_text(json.dumps(known))
+  found = mapping.recognise(readers.read(str(tmp_path)))
+  assert (found.options['heads'], found.options['activation']) == (4, 'gelu_tanh')
+
+
+def test_another_kind_of_model_or_activation_in_the_config_is_refused(tmp_path):
+  folder = _saved(_live(('transformers', '')), tmp_path)
+  config = json.loads((folder / 'config.json').read_text())
+  for change, message in (
+    (dict(model_type='ijepa'), "model_type='ijepa' has the names of vit, deit"),
+    (dict(hidden_act='gelu_fast'), "activation 'gelu_fast'; nearest: gelu"),
+  ):
+    (folder / 'config.json').write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+      mapping.recognise(readers.read(str(folder)))
+
+
+def _shapes(width, hidden, heads):
+  """Of timm's names: parts of one array add up."""
+  leaves = paths.flatten(
+    networks.build('vit', dict(width=width, depth=1, heads=heads, hidden=hidden), (32, 32, 3), 2).shapes()['params']
+  )
+  found = {}
+  for path, (name, layout) in vit.table(vit.TIMM, dict(depth=1)).items():
+    shape = jax.eval_shape(functools.partial(layouts.theirs, layout=layout), leaves[path]).shape
+    if (part := layouts.part(layout)) and name in found:
+      axis = part.axis
+      shape = (*shape[:axis], shape[axis] + found[name][axis], *shape[axis + 1 :])
+    found[name] = shape
+  return found
+
+
+@pytest.mark.parametrize(
+  ('width', 'hidden', 'heads'), [(1280, 5120, 16), (1152, 4304, 16), (1024, 4096, 16), (192, 768, 3)]
+)
+def test_heads_of_published_widths_are_known(width, hidden, heads):
+  found = next(origin for origin in vit.ORIGINS if origin.name == 'timm').options(_shapes(width, hidden, heads))
+  assert found['heads'] == heads
+
+
+def test_positions_that_fit_in_two_ways_are_not_guessed():
+  """Places less those of tokens before the patches are a square."""
+  prefix = functools.partial(vit._prefix, vit.TIMM)
+  given = {'cls_token': (1, 1, 8), 'reg_token': (1, 4, 8)}
+  assert prefix(given, (1, 30, 8)) == {'registers': 4, 'placed': 'all'}
+  assert prefix(given, (1, 26, 8)) == {'registers': 4}
+  assert prefix(given, (1, 25, 8)) == {'registers': 4, 'placed': 'patches'}
+  assert prefix({**given, 'reg_token': (1, 3, 8)}, (1, 4, 8)) == {'registers': 3, 'placed': 'patches'}
+  assert prefix({**given, 'reg_token': (1, 3, 8)}, (1, 5, 8)) is None  # 1 + 4, or 4 + 1
+  assert prefix(given, (1, 12, 8)) is None

@@ -107,7 +107,7 @@ class Pooled(nnx.Module):
       return self.dropout(self.norm(x[:, self.prefix :].mean(axis=1)))
     x = self.norm(x)
     if self.attention is not None:
-      return self.dropout(self.attention(x))
+      return self.dropout(self.attention(x[:, self.prefix :]))
     parts = [x[:, 0]] if 'class' in self.pool else []
     parts += [x[:, self.prefix :].mean(axis=1)] if 'mean' in self.pool else []
     return self.dropout(jnp.concatenate(parts, axis=-1))
@@ -147,7 +147,8 @@ def vit(
     class_token: a token that stands for the image; registers: tokens that stand for nothing (Darcet et al. 2024).
     placed: which tokens have positions: patches, the class token as well, or registers too.
     pool: the class token; the mean of patches behind the last normalisation, or before it ('mean_norm'); class token
-      and mean side by side; or attention of a learnt query.
+      and mean side by side; or attention of a learnt query
+      to the patches.
     activation: GELU, exact or by tanh, or CLIP's quick_gelu.
     epsilon: of the normalisations.
     patch_bias: a bias of the patches; embed_norm: normalisation of the tokens before the blocks (CLIP has no, and one).

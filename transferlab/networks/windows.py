@@ -1,4 +1,4 @@
-"""Images shifted over a window, and their products with a kernel, summed: depthwise convolution, fast on a CPU."""
+"""Windows of images: shifted, side by side, and their products with a kernel, summed: convolutions, fast on a CPU."""
 
 import functools
 from collections.abc import Sequence
@@ -20,6 +20,16 @@ def shifted(x: Array, size: Sequence[int], strides: int) -> list[Array]:
     for i in range(size[0])
     for j in range(size[1])
   ]
+
+
+def apart(x: Array, size: int) -> Array:
+  """[batch, height, width, channels] as its windows, side by side: [batch, rows, columns, size · size · channels]."""
+  if size == 1:
+    return x
+  batch, height, width, channels = x.shape
+  rows, columns = height // size, width // size
+  x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+  return x.swapaxes(2, 3).reshape(batch, rows, columns, size * size * channels)
 
 
 def _sum_of_products(x: Array, kernel: Array, strides: int) -> Array:

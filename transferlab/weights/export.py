@@ -21,9 +21,9 @@ from transferlab.weights.origin import Origin, Table
 
 SUFFIXES = ('.safetensors', '.npz', '.h5')
 # Options that parameters do not show: those that every network with them computes by, and those of some origins only.
-COMPUTED = {'ceil_mode', 'stride_on', 'padding', 'epsilon', 'activation'}
-HIDDEN = {'head_type', 'pool', 'pooler', 'first', 'norm', 'gated', 'tied'}
-# Of these and others, what the config.json of transformers says.
+COMPUTED = {'ceil_mode', 'stride_on', 'padding', 'epsilon', 'activation', 'rotary', 'pool', 'placed', 'class_token'}
+HIDDEN = {'head_type', 'pooler', 'first', 'norm', 'gated', 'tied'}
+# Of these and others, what stands beside the weights, or is for their user to know.
 STATED = ('heads', 'epsilon', 'activation', 'rotary', 'first')
 # The order in which Keras writes a layer's arrays.
 KERAS_ORDER = (
@@ -109,9 +109,9 @@ def _under(
   _check_same(origin, options, arrays)
   turned = any('reverse=' in layout for ours, (_, layout) in table.items() if ours in leaves)
   notes = ['the first kernel takes blue, green, red, as the origin does'] if turned else []
-  if origin.stated:
+  if origin.unstated:
     shown = ', '.join(f'{name}={options[name]!r}' for name in STATED if name in options)
-    notes.append(f'what a config.json beside it has to say as well: {shown}')
+    notes.append(f'what a config.json beside it has to say as well, or its user to know: {shown}')
   return arrays, notes
 
 
@@ -143,8 +143,8 @@ def _check_same(origin: Origin, options: Mapping[str, Any], arrays: Mapping[str,
   if found is None:
     raise UserError(f'{name} writes no network of these shapes; names=ours writes every leaf')
   theirs = config.check_options(networks.network_function(origin.network), found, f'network {origin.network!r}')
-  # What config.json can say is no matter of names, but for what tells one family of an origin from another.
-  computed = COMPUTED - set(STATED if origin.stated else ())
+  # What the origin's config.json can say is no matter of names.
+  computed = COMPUTED - set(origin.states)
   for option in (computed & set(theirs)) | (HIDDEN & set(found)):
     if options[option] != (value := theirs[option]):
       raise UserError(

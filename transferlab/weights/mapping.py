@@ -191,7 +191,8 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
 
   own, config = said(contents), contents.metadata.get('config')
   own = own if own.get('network') == origin.network else {}
-  options = {**options, **(origin.stated(config) if origin.stated and isinstance(config, Mapping) else {})}
+  stating = origin.stated(config) if origin.stated and isinstance(config, Mapping) else {}
+  options = {**options, **stating}
   options |= own.get('options', {})
   record = own.get('preprocessing')
   table = origin.table({**options, **({'input_shape': record['input_shape']} if record else {})})
@@ -219,7 +220,7 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
     record, said_too = of_texts(contents.metadata.get('tokenizer'), options['vocabulary'], shape[0])
   if origin.doubt and record is None:
     said_too.append(origin.doubt)
-  if origin.unstated and not isinstance(config, Mapping) and own.get('network') != origin.network:
+  if origin.unstated and 'heads' not in stating and own.get('network') != origin.network:
     said_too.append(origin.unstated)
   mapped = dataclasses.replace(mapped, notes=(*mapped.notes, *said_too))
   return Recognised(origin, options, outputs, mapped, record)

@@ -60,6 +60,7 @@ class Origin:
     others: names (a regular expression) of parts of the origin's model that our network does not have.
     stated: `stated(config)` gives options that names and shapes do not show from the config.json beside the weights;
       None: it says nothing that is understood.
+    states: those of them that it can say of any network.
     input_shape: `input_shape(options, shapes)` of one example, where the weights decide it; None: square images.
     unstated: a sentence for the report on what is assumed where no config.json lies beside the weights.
   """
@@ -75,6 +76,7 @@ class Origin:
   exported: bool = True
   others: str = '(?!)'
   stated: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+  states: tuple[str, ...] = ()
   input_shape: Callable[[Mapping[str, Any], Shapes], tuple[int, ...]] | None = None
   unstated: str = ''
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from transferlab.errors import UserError
 from transferlab.weights.names import depth_of, fits, stated_options, torch_layer
 from transferlab.weights.origin import Origin, Shapes, Table
 
@@ -97,6 +98,8 @@ def _options(
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
   kinds = ('bert', 'roberta', 'xlm-roberta', 'camembert')
   found = stated_options(config, kinds, STATED)
+  if config.get('is_decoder'):
+    raise UserError('config.json: is_decoder=true, and the network looks at places in both directions')
   if config.get('model_type') in kinds[1:]:  # their positions begin behind the number of the padding token
     found['first'] = int(config.get('pad_token_id', 1)) + 1
   return found
@@ -115,7 +118,8 @@ def _origin(prefix: str, *, first: int = 0, old: bool = False, dense: str = '', 
   others = rf'{OTHERS}|{prefix}pooler\..*' if dense else OTHERS
   return Origin(
     'transformers', 'bert', chosen, table, None, valueless=VALUELESS, others=others, stated=_stated,
-    input_shape=_input_shape, unstated=UNSTATED, exported=bool(prefix) and not old,
+    states=('heads', 'epsilon', 'activation'), input_shape=_input_shape, unstated=UNSTATED,
+    exported=bool(prefix) and not old,
   )  # fmt: skip
 
 
@@ -129,7 +133,7 @@ def _origin_distilbert(prefix: str) -> Origin:
   options = functools.partial(_options, table, usual, r'.*transformer\.layer\.\d+\.ffn\.lin2\.weight')
   return Origin(
     'transformers', 'bert', options, table, None, valueless=VALUELESS, others=OTHERS, stated=_stated_distilbert,
-    input_shape=_input_shape, unstated=UNSTATED, exported=bool(prefix),
+    states=('heads', 'activation'), input_shape=_input_shape, unstated=UNSTATED, exported=bool(prefix),
   )  # fmt: skip
 
 

@@ -134,12 +134,14 @@ def _origins(*, headed: bool) -> list[Origin]:
   return [
     Origin(
       'transformers', 'decoder', functools.partial(_gpt2_options, gpt2), gpt2, None, stated=_stated_gpt2,
+      states=('heads', 'epsilon', 'activation'),
       # Files that were not saved by safetensors hold the embedding again, as the head.
       valueless=r'.*h\.\d+\.attn\.(masked_)?bias|lm_head\.weight', input_shape=_input_shape, unstated=UNSTATED,
       exported=headed,
     ),
     Origin(
       'transformers', 'decoder', functools.partial(_llama_options, llama), llama, None, stated=_stated_llama,
+      states=('heads', 'epsilon', 'activation', 'rotary'),
       valueless=r'.*rotary_emb\.inv_freq', input_shape=_input_shape, unstated=UNSTATED_LLAMA, exported=headed,
     ),
   ]  # fmt: skip

@@ -4,6 +4,7 @@ timm's ResNets of the same design have torchvision's names.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -125,9 +126,22 @@ def _keras_origin(name: str, head: str) -> Origin:
   return Origin(name, 'imagenet_resnet', functools.partial(_keras_options, head), functools.partial(keras, head), CAFFE)
 
 
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Raises `UserError` for timm's ResNets of other designs, which have the same names (resnetaa50, resnetblur50)."""
+  name, changed = str(config.get('architecture', '')), config.get('model_args')
+  if changed or (name and not re.fullmatch(r'(wide_)?resnet\d+(_2)?', name)):
+    raise UserError(f'config.json: {name!r} has the names of ResNets of torchvision, and computes otherwise')
+  return {}
+
+
 ORIGINS = (
   Origin(
-    'torchvision', 'imagenet_resnet', functools.partial(_options, torchvision, TORCHVISION), torchvision, IMAGENET
+    'torchvision',
+    'imagenet_resnet',
+    functools.partial(_options, torchvision, TORCHVISION),
+    torchvision,
+    IMAGENET,
+    stated=_stated,
   ),
   _keras_origin('keras', 'predictions'),
   # What Keras 2 called the head when the published files were written.

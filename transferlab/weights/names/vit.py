@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transferlab.weights.names import fits
+from transferlab.errors import UserError
+from transferlab.weights.names import fits, stated_options
 from transferlab.weights.origin import IMAGENET, SYMMETRIC, Inputs, Origin, Shapes, Table
 
 CLIP_IMAGES = Inputs(
@@ -16,8 +17,17 @@ CLIP_IMAGES = Inputs(
 # Published vision transformers but the largest have heads of so many features, which most files do not say.
 HEAD = 64
 ASSUMED = f'heads of {HEAD} features each are assumed: the file does not say'
-# Activations as config.json calls them.
-ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'quick_gelu': 'quick_gelu'}
+# Published widths whose heads are others.
+WIDE = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+DOUBT = 'which images it was trained on is not known, nor what its names leave open of pooling and activation'
+# What timm's model_args may change of a model without changing what its weights compute.
+TIMM_ARGUMENTS = {
+  *('img_size', 'patch_size', 'in_chans', 'num_classes', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'class_token'),
+  *('reg_tokens', 'no_embed_class', 'init_values', 'global_pool', 'weight_init', 'drop_rate', 'drop_path_rate'),
+  *('proj_drop_rate', 'attn_drop_rate', 'pos_drop_rate', 'dynamic_img_size', 'dynamic_img_pad'),
+}
+# timm's models of SigLIP that have GELU by tanh; its others have the exact one.
+TANH = re.compile(r'vit_(base_patch32|large_patch16_siglip(_gap)?_512|so400m_patch16|giantopt).*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Names:
     fused: (weight, bias) of queries, keys and values together; else `apart`, (query, key, value).
     norm: of all tokens; fc_norm: behind the mean.
     pool: what attention pooling's layers begin with.
+    pools: the ways of pooling that there are; free: class token and positions of prefixes may be missing.
   """
 
   patch: str
@@ -46,6 +57,8 @@ class Names:
   fc_norm: str = ''
   pool: str = ''
   project: str = ''
+  pools: tuple[str, ...] = ('class',)
+  free: bool = False
 
   def prefixed(self, prefix: str) -> 'Names':
     """With something before all names but the head's and the projection's."""
@@ -82,6 +95,8 @@ TIMM = Names(
   pool='attn_pool.',
   embed_norm='norm_pre',
   head='head',
+  pools=('class', 'mean', 'mean_norm', 'attention'),
+  free=True,
 )
 BERT_LIKE = Names(
   patch='embeddings.patch_embeddings.projection',
@@ -103,6 +118,7 @@ DINOV2 = dataclasses.replace(
   norms=('norm1', 'norm2'),
   mlp=('mlp.fc1', 'mlp.fc2'),
   scales=('layer_scale1.lambda1', 'layer_scale2.lambda1'),
+  pools=('class', 'class_mean'),
 )
 # DINOv2 has its registers under another prefix, and is nothing else without them.
 REGISTERS = DINOV2
@@ -121,7 +137,7 @@ CLIP = Names(
   embed_norm='pre_layrnorm',
   project='visual_projection',
 )
-SIGLIP = dataclasses.replace(CLIP, embed_norm='', project='', pool='head.')
+SIGLIP = dataclasses.replace(CLIP, embed_norm='', project='', pool='head.', pools=('attention',), free=True)
 
 
 # ------------------------------------------------------------------------------------------------------- tables
@@ -250,9 +266,12 @@ def _options(names: Names, fixed: Mapping[str, Any], shapes: Shapes) -> dict[str
   pattern = re.compile(re.escape(names.block).replace(r'\{\}', r'(\d+)') + '.*')
   depth = 1 + max(int(match[1]) for name in shapes if (match := pattern.fullmatch(name)))
   width, patch = int(kernel[0]), int(kernel[2])
-  options = {**sized(width, depth, max(width // HEAD, 1), int(up[0])), **fixed}
+  options = {**sized(width, depth, WIDE.get(width) or max(width // HEAD, 1), int(up[0])), **fixed}
   options |= {} if patch == 16 else {'patch': patch}
-  options |= _prefix(names, shapes, position)
+  prefix = _prefix(names, shapes, position)
+  if prefix is None or (prefix.keys() & {'class_token', 'placed'} and not names.free):
+    return None
+  options |= prefix
   if names.scales is not None and names.block.format(0) + names.scales[0] in shapes:
     options['layer_scale'] = 1.0
   if names.embed_norm and f'{names.embed_norm}.weight' in shapes:
@@ -262,19 +281,23 @@ def _options(names: Names, fixed: Mapping[str, Any], shapes: Shapes) -> dict[str
   if names.project and f'{names.project}.weight' in shapes:
     options['projection'] = int(shapes[f'{names.project}.weight'][0])
   options |= _pooling(names, shapes, width)
+  if options.get('pool', 'class') not in names.pools:
+    return None
   return options if fits(shapes, table(names, options), {}) else None
 
 
-def _prefix(names: Names, shapes: Shapes, position: tuple[int, ...]) -> dict[str, Any]:
-  """Tokens before the patches, and which of them have positions: what is left must be a square."""
+def _prefix(names: Names, shapes: Shapes, position: tuple[int, ...]) -> dict[str, Any] | None:
+  """Tokens before the patches, and which of them have positions: what is left must be a square, in one way only."""
   has = names.tokens['class_token'][0] in shapes
   options: dict[str, Any] = {} if has else {'class_token': False}
   registers = int(shapes.get(names.tokens.get('registers', ('', ''))[0], (0, 0))[1])
   options |= {'registers': registers} if registers else {}
-  places = position[-2]
-  square = lambda count: math.isqrt(max(count, 0)) ** 2 == count
-  ways = {'class': int(has), 'all': int(has) + registers, 'patches': 0}
-  placed = next((way for way, before in ways.items() if square(places - before)), 'class')
+  square = lambda count: count > 0 and math.isqrt(count) ** 2 == count
+  ways = {'patches': 0, 'all': int(has) + registers, 'class': int(has)}  # of equal ones the last, which is usual
+  fitting = {before: way for way, before in ways.items() if square(position[-2] - before)}
+  if len(fitting) != 1:
+    return None
+  (placed,) = fitting.values()
   return options | ({} if placed == 'class' else {'placed': placed})
 
 
@@ -289,17 +312,13 @@ def _pooling(names: Names, shapes: Shapes, width: int) -> dict[str, Any]:
   return {} if names.tokens['class_token'][0] in shapes else {'pool': 'mean'}
 
 
-def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+def _stated(kinds: tuple[str, ...], config: Mapping[str, Any]) -> dict[str, Any]:
   """What transformers' config.json says; that of CLIP and SigLIP has a part for images."""
-  given = config.get('vision_config', config)
-  if not isinstance(given, Mapping):
-    return {}
-  found = {ours: given[theirs] for theirs, ours in STATED.items() if isinstance(given.get(theirs), int | float)}
-  activation = ACTIVATIONS.get(str(given.get('hidden_act')))
-  return found | ({'activation': activation} if activation else {})
+  part = config.get('vision_config')
+  return stated_options(part if isinstance(part, Mapping) else config, kinds, STATED)
 
 
-STATED = {'num_attention_heads': 'heads', 'layer_norm_eps': 'epsilon'}
+STATED = {'num_attention_heads': 'heads', 'layer_norm_eps': 'epsilon', 'hidden_act': 'activation'}
 
 
 def _input_shape(names: Names, options: Mapping[str, Any], shapes: Shapes) -> tuple[int, ...]:
@@ -327,26 +346,47 @@ def _origin(
 
 
 def _timm_stated(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What the name of timm's model says of its activation and normalisations."""
-  name = str(config.get('architecture', ''))
-  found: dict[str, Any] = {'activation': 'gelu_tanh'} if 'siglip' in name else {}
+  """What timm's config.json says. Raises `UserError` for a model that computes otherwise under the same names."""
+  name, given = str(config.get('architecture', '')), config.get('model_args') or {}
+  odd = sorted(set(given) - TIMM_ARGUMENTS)
+  pool = given.get('global_pool', config.get('global_pool', 'token'))
+  if odd or pool not in ('token', 'avg', 'map', ''):
+    what = f'model_args has {", ".join(odd)}' if odd else f'global_pool={pool!r}'
+    raise UserError(f'config.json: {what}, and the network has no such thing')
+  found: dict[str, Any] = {'heads': int(given['num_heads'])} if 'num_heads' in given else {}
+  found |= {'activation': 'gelu_tanh'} if 'siglip' in name and TANH.fullmatch(name) else {}
   found |= {'activation': 'quick_gelu'} if 'quickgelu' in name else {}
   return found | ({'epsilon': 1e-5} if 'clip' in name.replace('siglip', '') else {})
 
 
-def _transformers(name: str, names: Names, inputs: Inputs, prefixes: tuple[str, ...], fixed: Mapping[str, Any],
-                  others: str) -> list[Origin]:  # fmt: skip
-  return [_origin(name, names.prefixed(prefix), inputs, fixed, others=others, stated=_stated) for prefix in prefixes]
+def _transformers(
+  name: str, names: Names, inputs: Inputs, kinds: tuple[str, ...], fixed: Mapping[str, Any], others: str
+) -> list[Origin]:
+  """Both with and without the prefix that stands before all names.
+
+  Args:
+    kinds: values of 'model_type' in config.json; the first is that prefix, but for CLIP and SigLIP.
+  """
+  prefix = 'vision_model.' if name in ('clip', 'siglip') else f'{kinds[0]}.'
+  return [
+    _origin(
+      name, names.prefixed(before), inputs, fixed, others=others, stated=functools.partial(_stated, kinds),
+      states=('heads', 'epsilon', 'activation'),
+    )
+    for before in (prefix, '')
+  ]  # fmt: skip
 
 
 TEXT = r'text_model\..*|text_projection\..*|logit_scale|logit_bias|.*position_ids'
 ORIGINS = (
   _origin('torchvision', TORCHVISION, IMAGENET),
   _origin('torchvision', LINEAR, IMAGENET),
-  _origin('timm', TIMM, None, doubt='which images it was trained on is not known', stated=_timm_stated),
-  *_transformers('transformers', BERT_LIKE, SYMMETRIC, ('vit.', ''), {'epsilon': 1e-12}, r'(vit\.)?pooler\..*'),
-  *_transformers('dinov2', DINOV2, IMAGENET, ('dinov2.', ''), {}, r'.*mask_token'),
-  *_transformers('dinov2_registers', REGISTERS, IMAGENET, ('dinov2_with_registers.', ''), {}, r'.*mask_token'),
-  *_transformers('clip', CLIP, CLIP_IMAGES, ('vision_model.', ''), {'epsilon': 1e-5, 'activation': 'quick_gelu'}, TEXT),
-  *_transformers('siglip', SIGLIP, SYMMETRIC, ('vision_model.', ''), {'activation': 'gelu_tanh'}, TEXT),
+  _origin('timm', TIMM, None, doubt=DOUBT, stated=_timm_stated),
+  *_transformers('transformers', BERT_LIKE, SYMMETRIC, ('vit', 'deit'), {'epsilon': 1e-12}, r'(vit\.)?pooler\..*'),
+  *_transformers('dinov2', DINOV2, IMAGENET, ('dinov2',), {}, r'.*mask_token'),
+  *_transformers('dinov2_registers', REGISTERS, IMAGENET, ('dinov2_with_registers',), {}, r'.*mask_token'),
+  *_transformers(
+    'clip', CLIP, CLIP_IMAGES, ('clip_vision_model', 'clip'), {'epsilon': 1e-5, 'activation': 'quick_gelu'}, TEXT
+  ),
+  *_transformers('siglip', SIGLIP, SYMMETRIC, ('siglip_vision_model', 'siglip'), {'activation': 'gelu_tanh'}, TEXT),
 )
