@@ -82,6 +82,7 @@ def test_every_depth_of_a_family_is_probed(name, questions, tmp_path):
   assert {'embed', 'block1', 'block2', 'pool', 'head'} <= set(str(found).replace("'", ' ').split())
 
 
+@pytest.mark.long
 def test_a_resnet_learns_from_a_vision_transformer(tmp_path):
   data = _data('vit', None)
   teacher = dict(network=dict(name='vit', **FAMILIES['vit'][0]), data=data, phases=[dict(STEPS)])

@@ -70,7 +70,12 @@ def _close(found, expected, share=1e-4):
   assert np.abs(found - expected).max() < share * np.abs(expected).max()
 
 
-@pytest.mark.parametrize('name', MODELS)
+# One model of each family; variants of heads and options are among the long tests.
+USUAL = ('bert', 'roberta', 'distilbert', 'gpt2', 'llama')
+QUICK = [name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
+
+
+@pytest.mark.parametrize('name', QUICK)
 def test_every_stage_and_the_logits_are_those_of_transformers(name, tmp_path):
   torch = pytest.importorskip('torch')
   model, x = _saved(name, tmp_path), _tokens()
@@ -93,7 +98,9 @@ def test_every_stage_and_the_logits_are_those_of_transformers(name, tmp_path):
     _close(ours['pool'], theirs.pooler_output.numpy())
 
 
-@pytest.mark.parametrize('name', ['bert', 'roberta', 'distilbert', 'gpt2', 'llama'])
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.long) if name in ('roberta', 'distilbert') else name for name in USUAL]
+)
 def test_gradients_are_those_of_pytorch(name, tmp_path):
   torch = pytest.importorskip('torch')
   model, x = _saved(name, tmp_path), _tokens()
@@ -117,7 +124,7 @@ def test_gradients_are_those_of_pytorch(name, tmp_path):
     assert difference < 1e-4 * largest, path
 
 
-@pytest.mark.parametrize('name', ['gpt2', 'llama', 'llama, tied, large epsilon'])
+@pytest.mark.parametrize('name', ['gpt2', 'llama', pytest.param('llama, tied, large epsilon', marks=pytest.mark.long)])
 def test_texts_go_on_greedily_as_in_transformers(name, tmp_path):
   torch = pytest.importorskip('torch')
   model = _saved(name, tmp_path)
@@ -338,7 +345,7 @@ def test_another_vocabulary_and_longer_texts_take_rows_by_token_and_positions_by
 
 
 @pytest.mark.parametrize(
-  'name', ['roberta', *(pytest.param(name, marks=pytest.mark.long) for name in ('distilbert', 'gpt2 as a classifier'))]
+  'name', [pytest.param(name, marks=pytest.mark.long) for name in ('roberta', 'distilbert', 'gpt2 as a classifier')]
 )
 def test_a_pretrained_network_becomes_a_classifier_that_predicts(name, tmp_path):
   _saved(name, tmp_path)
