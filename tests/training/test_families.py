@@ -7,6 +7,8 @@ import pytest
 from transferlab import checkpoints, config, experiment, paths
 from transferlab.settings import Run
 
+# Compiling all of these takes minutes.
+pytestmark = pytest.mark.long
 # Options, the frozen stages of the second phase, and the stage whose rate is lower in the third.
 FAMILIES = {
   'vit': (dict(width=8, depth=2, heads=2, hidden=8, patch=4), 'embed|block1', 'block1'),
@@ -49,10 +51,7 @@ def _data(name, questions):
   return dict(name='digits', shots=8, validation=4, batch_size=16, test=0.1)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.long) for name in (*FAMILIES, *TEXTS) if name != 'vit']
-
-
-@pytest.mark.parametrize('name', ['vit', *SLOW])
+@pytest.mark.parametrize('name', [*FAMILIES, *TEXTS])
 def test_a_family_is_pretrained_probed_frozen_by_stage_and_fine_tuned(name, questions, tmp_path):
   options, frozen, low = {**FAMILIES, **TEXTS}[name]
   data, rest = _data(name, questions), f'(?!({frozen})(/|$)).*'
@@ -82,7 +81,6 @@ def test_every_depth_of_a_family_is_probed(name, questions, tmp_path):
   assert {'embed', 'block1', 'block2', 'pool', 'head'} <= set(str(found).replace("'", ' ').split())
 
 
-@pytest.mark.long
 def test_a_resnet_learns_from_a_vision_transformer(tmp_path):
   data = _data('vit', None)
   teacher = dict(network=dict(name='vit', **FAMILIES['vit'][0]), data=data, phases=[dict(STEPS)])

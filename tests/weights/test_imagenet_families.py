@@ -15,7 +15,8 @@ from transferlab import paths
 from transferlab.networks import layers
 from transferlab.weights import layouts
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+# Compiling all of these takes minutes; stored answers (test_stored.py) are looked at in every run.
+pytestmark = [pytest.mark.usefixtures('quick_compilation'), pytest.mark.long]
 TORCH_RESNET = dict(stride_on='3x3', epsilon=1e-5)
 KERAS_RESNET = dict(stride_on='1x1', epsilon=1.001e-5, momentum=0.99, conv_bias=True)
 TORCH_MOBILENET = dict(padding='both', epsilon=1e-5)

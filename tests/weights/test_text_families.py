@@ -19,7 +19,8 @@ from transferlab.preparation import prepare, start
 from transferlab.settings import Run
 from transferlab.weights import export, inputs, mapping, readers
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+# Compiling all of these takes minutes; stored answers (test_stored.py) are looked at in every run.
+pytestmark = [pytest.mark.usefixtures('quick_compilation'), pytest.mark.long]
 # Class of transformers, and options of its config.
 MODELS = {
   'bert': ('BertForSequenceClassification', {}),
