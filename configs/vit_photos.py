@@ -1,8 +1,8 @@
 """A folder of photos, from a ViT-B/16 that learnt ImageNet: fine-tuning by the rules of its paper.
 
-SGD with momentum .9 and without weight decay, gradients clipped at 1, a cosine behind 500 steps of warm-up in 20,000 or
-as much of it here, at a higher resolution (Dosovitskiy et al. 2021, section 4.1 and table 4): positions of patches go
-from 14×14 to 24×24 places, the head is new and begins at zero rate with the rest.
+SGD with momentum .9 and without weight decay, gradients clipped at 1, a cosine, a higher resolution (Dosovitskiy et al.
+2021, section 4.1): positions of patches go from 14×14 to 24×24 places, and the head is new. Batches are of 64 where the
+paper's are of 512, and the rate rises over the first tenth of the steps.
 
 python -m transferlab.main --config=configs/vit_photos.py
 Seen: not measured, since the weights were not at hand; the run was tried with weights of random values.

@@ -14,17 +14,12 @@ from transferlab.errors import UserError
 from transferlab.networks import layers
 from transferlab.networks.network import Network, network
 from transferlab.networks.residual import StochasticDepth, linear_rate
+from transferlab.networks.transformer import NORMAL, layer_norm
 
-# The paper's appendix A.1.
-NORMAL = nnx.initializers.truncated_normal(0.02)
+# The paper's appendix A.1, as is NORMAL.
 LAYER_SCALE = 1e-6
 # How many times its inputs' channels a block's inverted bottleneck has.
 EXPANSION = 4
-
-
-def layer_norm(channels: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """LayerNorm over the channels of each place."""
-  return nnx.LayerNorm(channels, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
 
 def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> layers.Conv:

@@ -42,6 +42,11 @@ def torch_norm(ours: str, theirs: str) -> Table:
   return {f'{ours}/{leaf}': (f'{theirs}.{name}', 'same') for leaf, name in pairs.items()}
 
 
+def torch_layer_norm(ours: str, theirs: str) -> Table:
+  """torch's names of a layer normalisation."""
+  return {f'{ours}/scale': (f'{theirs}.weight', 'same'), f'{ours}/bias': (f'{theirs}.bias', 'same')}
+
+
 def keras_norm(ours: str, theirs: str) -> Table:
   """Keras' names of a BatchNormalization."""
   pairs = {'scale': 'gamma', 'bias': 'beta', 'mean': 'moving_mean', 'var': 'moving_variance'}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transferlab.errors import UserError
-from transferlab.weights.names import depth_of, fits, stated_options, torch_layer
+from transferlab.weights.names import depth_of, fits, stated_options, torch_layer, torch_layer_norm
 from transferlab.weights.origin import Origin, Shapes, Table
 
 SIZE = 64  # features of a head, in GPT-2
@@ -31,12 +31,8 @@ def _gpt2(prefix: str, options: Mapping[str, Any]) -> Table:
       table[f'{ours}/attention/{part}/bias'] = (f'{theirs}.attn.c_attn.bias', f'o -> o, part=o:{index}/3')
     for path, name in (('attention/out', 'attn.c_proj'), ('mlp/up', 'mlp.c_fc'), ('mlp/down', 'mlp.c_proj')):
       table |= torch_layer(f'{ours}/{path}', f'{theirs}.{name}', 'same')
-    table |= _norm(f'{ours}/norm1', f'{theirs}.ln_1') | _norm(f'{ours}/norm2', f'{theirs}.ln_2')
-  return table | _norm('norm/layer', f'{prefix}ln_f') | _head(options)
-
-
-def _norm(ours: str, theirs: str) -> Table:
-  return {f'{ours}/scale': (f'{theirs}.weight', 'same'), f'{ours}/bias': (f'{theirs}.bias', 'same')}
+    table |= torch_layer_norm(f'{ours}/norm1', f'{theirs}.ln_1') | torch_layer_norm(f'{ours}/norm2', f'{theirs}.ln_2')
+  return table | torch_layer_norm('norm/layer', f'{prefix}ln_f') | _head(options)
 
 
 def _head(options: Mapping[str, Any]) -> Table:

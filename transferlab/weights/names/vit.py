@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transferlab.errors import UserError
-from transferlab.weights.names import fits, stated_options
+from transferlab.weights.names import fits, stated_options, torch_layer, torch_layer_norm
 from transferlab.weights.origin import IMAGENET, SYMMETRIC, Inputs, Origin, Shapes, Table
 
 CLIP_IMAGES = Inputs(
@@ -141,15 +141,6 @@ SIGLIP = dataclasses.replace(CLIP, embed_norm='', project='', pool='head.', pool
 
 
 # ------------------------------------------------------------------------------------------------------- tables
-def _layer(ours: str, theirs: str, bias: bool = True) -> Table:
-  table: Table = {f'{ours}/kernel': (f'{theirs}.weight', 'linear')}
-  return table | ({f'{ours}/bias': (f'{theirs}.bias', 'same')} if bias else {})
-
-
-def _norm(ours: str, theirs: str) -> Table:
-  return {f'{ours}/scale': (f'{theirs}.weight', 'same'), f'{ours}/bias': (f'{theirs}.bias', 'same')}
-
-
 def _fused(ours: str, weight: str, bias: str, parts: Mapping[str, str]) -> Table:
   """
   Args:
@@ -162,6 +153,8 @@ def _fused(ours: str, weight: str, bias: str, parts: Mapping[str, str]) -> Table
   return table
 
 
+# Ours and theirs of a dense layer.
+_linear = functools.partial(torch_layer, layout='linear')
 QKV = {'query': '0/3', 'key': '1/3', 'value': '2/3'}
 
 
@@ -194,13 +187,15 @@ def _tokens(names: Names, options: Mapping[str, Any]) -> Table:
 
 
 def _block(names: Names, ours: str, theirs: str, options: Mapping[str, Any]) -> Table:
-  table = _norm(f'{ours}/norm1', theirs + names.norms[0]) | _norm(f'{ours}/norm2', theirs + names.norms[1])
+  table: Table = {}
+  for number, name in enumerate(names.norms, 1):
+    table |= torch_layer_norm(f'{ours}/norm{number}', theirs + name)
   if names.fused is not None:
     table |= _fused(f'{ours}/attention', theirs + names.fused[0], theirs + names.fused[1], QKV)
   for layer, name in zip(QKV, names.apart or ()):
-    table |= _layer(f'{ours}/attention/{layer}', theirs + name)
-  table |= _layer(f'{ours}/attention/out', theirs + names.out)
-  table |= _layer(f'{ours}/mlp/up', theirs + names.mlp[0]) | _layer(f'{ours}/mlp/down', theirs + names.mlp[1])
+    table |= _linear(f'{ours}/attention/{layer}', theirs + name)
+  table |= _linear(f'{ours}/attention/out', theirs + names.out)
+  table |= _linear(f'{ours}/mlp/up', theirs + names.mlp[0]) | _linear(f'{ours}/mlp/down', theirs + names.mlp[1])
   if options.get('layer_scale') is not None and names.scales is not None:
     table |= {f'{ours}/scale{n}/factors': (theirs + name, 'same') for n, name in enumerate(names.scales, 1)}
   return table
@@ -208,23 +203,23 @@ def _block(names: Names, ours: str, theirs: str, options: Mapping[str, Any]) -> 
 
 def _pool(names: Names, options: Mapping[str, Any]) -> Table:
   pool = options.get('pool', 'class')
-  table = _norm('pool/norm', names.fc_norm if pool == 'mean_norm' else names.norm)
+  table = torch_layer_norm('pool/norm', names.fc_norm if pool == 'mean_norm' else names.norm)
   if pool != 'attention':
     return table
   ours, theirs = 'pool/attention', names.pool
   if names.fused == TIMM.fused:
     table[f'{ours}/probe'] = (f'{theirs}latent', '1 1 d -> d')
-    table |= _layer(f'{ours}/query', f'{theirs}q')
+    table |= _linear(f'{ours}/query', f'{theirs}q')
     table |= _fused(ours, f'{theirs}kv.weight', f'{theirs}kv.bias', {'key': '0/2', 'value': '1/2'})
-    return table | _layer(f'{ours}/out', f'{theirs}proj') | _pool_mlp(ours, theirs, 'norm')
+    return table | _linear(f'{ours}/out', f'{theirs}proj') | _pool_mlp(ours, theirs, 'norm')
   table[f'{ours}/probe'] = (f'{theirs}probe', '1 1 d -> d')
   table |= _fused(ours, f'{theirs}attention.in_proj_weight', f'{theirs}attention.in_proj_bias', QKV)
-  return table | _layer(f'{ours}/out', f'{theirs}attention.out_proj') | _pool_mlp(ours, theirs, 'layernorm')
+  return table | _linear(f'{ours}/out', f'{theirs}attention.out_proj') | _pool_mlp(ours, theirs, 'layernorm')
 
 
 def _pool_mlp(ours: str, theirs: str, norm: str) -> Table:
-  layers = _layer(f'{ours}/mlp/up', f'{theirs}mlp.fc1') | _layer(f'{ours}/mlp/down', f'{theirs}mlp.fc2')
-  return layers | _norm(f'{ours}/norm', theirs + norm)
+  layers = _linear(f'{ours}/mlp/up', f'{theirs}mlp.fc1') | _linear(f'{ours}/mlp/down', f'{theirs}mlp.fc2')
+  return layers | torch_layer_norm(f'{ours}/norm', theirs + norm)
 
 
 def table(names: Names, options: Mapping[str, Any]) -> Table:
@@ -236,13 +231,13 @@ def table(names: Names, options: Mapping[str, Any]) -> Table:
     patch['embed/patch/bias'] = (f'{names.patch}.bias', 'same')
   found: Table = patch | _tokens(names, options)
   if options.get('embed_norm', False):
-    found |= _norm('embed/norm', names.embed_norm)
+    found |= torch_layer_norm('embed/norm', names.embed_norm)
   for number in range(options.get('depth') or SIZES[options.get('size', 'B')][1]):
     found |= _block(names, f'block{number + 1}', names.block.format(number), options)
   found |= _pool(names, options)
   if options.get('projection') is not None:
     found['project/kernel'] = (f'{names.project}.weight', 'linear')
-  return found | (_layer('head', names.head) if names.head else {})
+  return found | (_linear('head', names.head) if names.head else {})
 
 
 # ------------------------------------------------------------------------------------------------------ options
