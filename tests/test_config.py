@@ -134,7 +134,7 @@ def test_an_override_is_a_python_literal_where_it_is_one_and_else_text(text, val
     ('target.data.nmae', 'x', 'config.target.data.nmae: no such key; nearest: name'),
     ('phases.1.learning_rat', 0.1, 'config.phases.1.learning_rat: no such key; nearest: learning_rate'),
     ('phases.1.schedule.warmpu', 0.1, 'config.phases.1.schedule.warmpu: no such key; nearest: warmup'),
-    ('phases.0.steps', -1, 'config.phases.0.steps: input should be greater than 0, not -1'),
+    ('phases.0.steps', -1, 'config.phases.0.steps: input should be greater than or equal to 0, not -1'),
     ('phases.0.steps', '10', "config.phases.0.steps: input should be a valid integer, not '10'"),
     ('phases.0.train', 3, 'config.phases.0.train: input should be a valid string, not 3'),
     ('phases.0.learning_rate', float('nan'), 'config.phases.0.learning_rate: '),

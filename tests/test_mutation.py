@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from transferlab import cells, config
 from transferlab.data import tokens
@@ -110,6 +111,30 @@ def text_weights(tmp_path_factory):
     zeros['params'].pop('head', None)
     export.write(place / 'model.safetensors', zeros, network, options, {}, 'transformers')
     STAND_INS[f'weights/{name}'] = str(place)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def towers(tmp_path_factory):
+  """An image tower and a text tower of a few features in one file, as CLIP has them."""
+  place, random = tmp_path_factory.mktemp('weights') / 'clip', np.random.default_rng(0)
+  place.mkdir()
+  made = tokens.fit(['the photo of an ant'], tokens.Tokens(tokenizer='bytes'))['tokenizer']
+  (place / 'tokenizer.json').write_text(made)
+  sizes = dict(width=64, depth=1, heads=1, hidden=8, epsilon=1e-5, activation='quick_gelu')
+  vocabulary = len(tokens.vocabulary({'tokenizer': made}))
+  images = dict(sizes, patch=8, patch_bias=False, embed_norm=True, projection=4)
+  texts = dict(sizes, vocabulary=vocabulary, positions=77)
+  arrays = {'logit_scale': np.full((), 2.0, np.float32)}
+  for network, options, shape in (('vit', images, (32, 32, 3)), ('decoder', texts, (77,))):
+    shapes = networks.build(network, options, shape, 4).shapes()
+    values = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    if network == 'vit':
+      del values['params']['head']
+    export.write(place / 'one.npz', values, network, options, {}, 'clip')
+    arrays |= {name: array for name, array in np.load(place / 'one.npz').items() if not name.startswith('__')}
+  (place / 'one.npz').unlink()
+  safetensors.numpy.save_file(arrays, place / 'model.safetensors')
+  STAND_INS['weights/clip-vit-base-patch32'] = str(place)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferlab import checks, identity, paths, pretrained, rows, source_network, teachers, transplant
+from transferlab import checks, identity, paths, pretrained, rows, source_network, teachers, transplant, zero_shot
 from transferlab.data import encoding, labels, preprocessing, tokens
 from transferlab.data.loader import Order
 from transferlab.data.sources import Loaded, load
@@ -168,7 +168,7 @@ def prepare(run: Run) -> Prepared:
     if run.baseline.stage is None:
       checks.sets(run, loaded, record)
       return Prepared(run, loaded, record)
-  source, weights = _origin(run, run.source, 'config.source') if run.source is not None else (None, None)
+  source, weights = _origin(run, run.source, loaded, 'config.source') if run.source is not None else (None, None)
   notes: list[str] = []
   if weights is not None:
     run, notes = pretrained.completed(run, weights)
@@ -235,10 +235,10 @@ def _plan(
     return None
   words = weights.words if weights is not None else ()
   try:
-    return transplant.plan(
+    made = transplant.plan(
       shapes,
       network.shapes(),
-      run.transplant or transplant.DEFAULT_RULES,
+      run.transplant or transplant.DEFAULT_RULES[bool(weights and weights.head) :],
       stages=network.stages,
       places=network.positions,
       source_names=rows.of_tokens(words, shapes['params']) if words else rows.of_record(given, shapes),
@@ -249,6 +249,9 @@ def _plan(
       raise
     about = [f'the weights: {weights.origin}', *(note for note in notes if note.startswith('network: '))]
     raise UserError('\n  '.join([str(error), *about])) from None
+  if weights is not None and weights.head and 'head/kernel' not in made.copied():
+    raise UserError("config.source.texts makes a head, and config.transplant does not take it; nearest: ('.*', 'copy')")
+  return made
 
 
 @functools.lru_cache(maxsize=64)
@@ -257,12 +260,15 @@ def _prepared_source(run: str) -> Prepared:
   return prepare(Run.model_validate_json(run))
 
 
-def _origin(run: Run, spec: Source, where: str) -> tuple[Prepared | None, Weights | None]:
+def _origin(run: Run, spec: Source, loaded: Loaded, where: str) -> tuple[Prepared | None, Weights | None]:
   """The run that pretrains a source or teacher, or the weights that exist."""
   if spec.data is not None:
     return _prepared_source(source_run(run, spec).model_dump_json()), None
   try:
-    return None, pretrained.read(spec, where)
+    usual = spec.network or run.network
+    weights = pretrained.read(spec, where, usual.name if usual else None)
+    classes = () if loaded.info.tasks else loaded.info.classes
+    return None, zero_shot.with_head(weights, spec.texts, classes) if spec.texts else weights
   except UserError as error:
     raise (error if where in str(error) or not isinstance(spec, Teacher) else UserError(f'{where}: {error}')) from None
 
@@ -289,7 +295,7 @@ def _others(
       like = (
         network if spec.network is None else network_of(run.model_copy(update={'network': spec.network}), loaded, own)
       )
-      return source_network.of(spec, usual, *_origin(run, spec, place), own, from_data, like, record, place)
+      return source_network.of(spec, usual, *_origin(run, spec, loaded, place), own, from_data, like, record, place)
 
     made[name] = functools.cache(teacher)
   return made

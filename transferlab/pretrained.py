@@ -32,6 +32,7 @@ class Weights:
     preprocessing: None where nothing is known of the images that a foreign file was trained on.
     network, options: the network that they are of and its options, where that is known.
     contents, recognised: of a foreign file; None for a run's.
+    head: leaves that a text tower makes (zero_shot.py).
     words: what rows of the embedding stand for, where the weights are vectors of words.
     notes: sentences for the report.
   """
@@ -43,22 +44,24 @@ class Weights:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Contents | None = None
   recognised: mapping.Recognised | None = None
+  head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   words: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
 
-def read(source: Source, where: str = 'config.source') -> Weights:
+def read(source: Source, where: str = 'config.source', network: str | None = None) -> Weights:
   """The weights that a source names; those of a foreign file still lack what `as_network` gives them.
 
   Args:
     where: the source stands in the config.
+    network: what a file with several networks is taken to be, where it is one of them.
 
   Raises:
     UserError: nothing there, or nothing readable.
   """
   assert source.weights is not None
   if is_foreign(source.weights):
-    return _foreign(source, where)
+    return _foreign(source, where, network)
   if source.part or source.names or source.match != 'names':
     raise UserError(f'{where}: part, names and match are for files of others, and {source.weights} is a run')
   from transferlab import checkpoints
@@ -94,7 +97,7 @@ def _ours(place: Path) -> bool:
     return any((inside / checkpoints.METADATA).exists() for inside in (place, *place.glob('checkpoints/*')))
 
 
-def _foreign(source: Source, where: str) -> Weights:
+def _foreign(source: Source, where: str, network: str | None) -> Weights:
   from transferlab.weights import readers
 
   assert source.weights is not None
@@ -102,18 +105,18 @@ def _foreign(source: Source, where: str) -> Weights:
     raise UserError(f"{where}.which is for runs; {source.weights} is a file, whose entries 'part' names")
   contents = readers.read(source.weights, source.part)
   words = contents.metadata.get('words', ())
-  recognised = None if source.names or words else mapping.recognise(contents)
+  recognised = None if source.names or words else mapping.recognise(contents, network)
   if recognised is not None:
-    record, network, options = recognised.preprocessing, recognised.origin.network, recognised.options
+    record, known, options = recognised.preprocessing, recognised.origin.network, recognised.options
   else:
-    known = inputs.stated(contents.metadata)
-    record, network, options = mapping.said(contents).get('preprocessing'), None, {}
-    record = record or (known.record(len(known.shift)) if known else None)
+    images = inputs.stated(contents.metadata)
+    record, known, options = mapping.said(contents).get('preprocessing'), None, {}
+    record = record or (images.record(len(images.shift)) if images else None)
   what = f'{contents.file} ({contents.format}{f", {contents.part}" if contents.part else ""})'
   what += f': {recognised}' if recognised else ''
   also = ', '.join(f'{name} ({count} arrays)' for name, count in contents.others.items())
   notes = [*contents.notes, *([f'the file also holds {also}: {where}.part takes another entry'] if also else [])]
-  return Weights({}, record, what, network, options, contents, recognised, words, tuple(notes))
+  return Weights({}, record, what, known, options, contents, recognised, words=words, notes=tuple(notes))
 
 
 def completed(run: Run, weights: Weights) -> tuple[Run, list[str]]:
@@ -181,8 +184,11 @@ def as_network(weights: Weights, source: Source, like: Mapping[str, Any]) -> Wei
     raise mapping.unknown_file(weights.contents, like)
   said = ["match='shapes' was not needed: the file is recognised"] if by_shape and weights.recognised else []
   left = [f'not mapped: {name} {weights.contents.tensors[name].shape}' for name in mapped.unmapped]
+  variables = mapped.variables
+  if weights.head:
+    variables = {**variables, 'params': {**variables['params'], 'head': dict(weights.head)}}
   return dataclasses.replace(
-    weights, variables=mapped.variables, notes=(weights.origin, *weights.notes, *mapped.notes, *said, *left)
+    weights, variables=variables, notes=(weights.origin, *weights.notes, *mapped.notes, *said, *left)
   )
 
 

@@ -64,6 +64,25 @@ class NetworkSpec(Schema):
   )
 
 
+class Texts(Schema):
+  """The texts that stand for classes, where a text tower makes the head (zero_shot.py)."""
+
+  templates: Annotated[list[str], pydantic.Field(min_length=1)] = pydantic.Field(
+    ['a photo of a {}.'], description='texts, {} for the name of a class; of several, the mean of their directions'
+  )
+  names: Annotated[list[str], pydantic.Field(min_length=1)] | None = pydantic.Field(
+    None, description="of the classes, in the order of the data's; None: the data's, with spaces for underscores"
+  )
+
+  @pydantic.field_validator('templates')
+  @classmethod
+  def _with_a_place(cls, templates: list[str]) -> list[str]:
+    for template in templates:
+      if template.count('{}') != 1:
+        raise ValueError(f"{template!r} should have one {{}}, where the name of a class stands: 'a photo of a {{}}.'")
+    return templates
+
+
 class Source(Schema):
   """Where knowledge comes from: a network pretrained here, or weights that exist."""
 
@@ -103,6 +122,12 @@ class Source(Schema):
     json_schema_extra=LATER,
   )
   which: Literal['selected', 'last'] = pydantic.Field('selected', description='which weights of a run')
+  texts: Texts | None = pydantic.Field(
+    None,
+    description='weights of CLIP or SigLIP with both towers: the head is made of the names of the classes, '
+    'for answers without training (a phase of 0 steps) or as the start of it; {} for a photo of a …',
+    json_schema_extra=LATER,
+  )
 
   @pydantic.model_validator(mode='after')
   def _one_origin(self) -> 'Source':
@@ -116,8 +141,10 @@ class Source(Schema):
       raise ValueError('a transplant needs a source')
     if self.weights is not None and self.network and not isinstance(self, Teacher):
       raise ValueError("a source with weights has no network of its own: they go into the target's")
-    if self.weights is None and (self.part or self.names or self.match != 'names'):
-      raise ValueError('part, names and match are for weights, and this source has none')
+    if self.weights is None and (self.part or self.names or self.match != 'names' or self.texts):
+      raise ValueError('part, names, match and texts are for weights, and this source has none')
+    if self.texts and (self.names or self.match != 'names'):
+      raise ValueError('texts are read by a text tower that is recognised; names and match are for other files')
     return self
 
 

@@ -1,5 +1,6 @@
 """Decoders of texts: GPT-2 (Radford et al. 2019) and LLaMA (Touvron et al. 2023), as language models and classifiers:
-embed, block1, …, blockN, norm, head; classifiers have a pool before their head.
+embed, block1, …, blockN, norm, head; classifiers have a pool before their head. The text towers of CLIP (Radford et al.
+2021) and SigLIP (Zhai et al. 2023) are classifiers of this form, whose answers are embeddings.
 """
 
 import dataclasses
@@ -22,6 +23,9 @@ from transferlab.networks.transformer import EMBED, NORMAL, Activation, Block, E
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Base = Annotated[float, Field(gt=1, le=1e12)]
+
+
+WHERE = "network 'decoder'"
 
 
 class Normed(nnx.Module):
@@ -51,6 +55,8 @@ def decoder(
   activation: Activation = 'gelu_tanh',
   gated: bool = False,
   biases: bool = True,
+  causal: bool = True,
+  head_bias: bool = False,
   pool: Literal['last', 'mean', 'max', 'none'] = 'last',
   tied: bool = True,
   dropout: Share = 0.0,
@@ -69,7 +75,8 @@ def decoder(
     positions: that are learned; rotary: the base of rotary ones. None: without.
     norm: layer normalisation, or that by the root of the mean square (Zhang and Sennrich 2019); epsilon: its.
     gated: the layers behind attention are down(act(x G) · x U) (Shazeer 2020).
-    biases: of all layers but the head, which has none.
+    biases: of all layers but the head; head_bias: of the head.
+    causal: places see none behind them; a language model's never do.
     pool: what the head of a classifier sees of a text: its last token, the mean or the maximum; 'none': a language
       model, with logits at every place.
     tied: a language model's head has the embedding for weights.
@@ -80,17 +87,20 @@ def decoder(
 
   Raises:
     UserError: no texts, longer ones than there are positions, heads or groups that do not divide, rotary positions of
-      an odd number of features, or a language model for something else than one next token.
+      an odd number of features, a language model for something else than one next token or that sees what comes, or
+      whose head has a bias.
   """
   places = pool == 'none'
   check_texts('decoder', input_shape, width, heads, groups, positions)
-  _check(width // heads, rotary, outputs, vocabulary, tied, places)
+  _check(width // heads, rotary)
+  if places:
+    _check_language(outputs, vocabulary, tied, causal, head_bias)
 
   def create(rngs: nnx.Rngs) -> dict:
     made = layer_norm if norm == 'layer' else _rms_norm
     normalisation = functools.partial(made, width, rngs, epsilon)
     embed = Embeddings(vocabulary, width, rngs, positions=positions, dropout=dropout)
-    looking = {'groups': groups, 'biases': biases, 'out_bias': biases, 'causal': True, 'rotary': rotary}
+    looking = {'groups': groups, 'biases': biases, 'out_bias': biases, 'causal': causal, 'rotary': rotary}
     stages: dict[str, Callable] = {EMBED: embed}
     for number in range(1, depth + 1):
       rate = linear_rate(stochastic_depth, number - 1, depth)
@@ -103,7 +113,7 @@ def decoder(
     if places:
       assert isinstance(outputs, int)
       return {**stages, 'head': EveryPlace(width, outputs, 0.0, rngs, embed.embedding if tied else None, bias=False)}
-    linear = functools.partial(nnx.Linear, use_bias=False, kernel_init=NORMAL)
+    linear = functools.partial(nnx.Linear, use_bias=head_bias, kernel_init=NORMAL)
     stages['pool'] = Pooled(pool, dropout)  # type: ignore[arg-type]
     return {**stages, 'head': layers.head(width, outputs, rngs, linear)}
 
@@ -122,14 +132,18 @@ def _rms_norm(width: int, rngs: nnx.Rngs, epsilon: float) -> nnx.RMSNorm:
   return nnx.RMSNorm(width, epsilon=epsilon, rngs=rngs)
 
 
-def _check(
-  size: int, rotary: float | None, outputs: int | dict[str, int], vocabulary: int, tied: bool, places: bool
-) -> None:
-  where = "network 'decoder'"
+def _check(size: int, rotary: float | None) -> None:
   if rotary is not None and size % 2:
-    raise UserError(f'{where}: rotary turns pairs of features, and each head has {size}; nearest: fewer heads')
-  if places and not isinstance(outputs, int):
-    raise UserError(f"{where}: pool='none' answers at every place, for one task; nearest: pool='last'")
-  if places and tied and outputs != vocabulary:
+    raise UserError(f'{WHERE}: rotary turns pairs of features, and each head has {size}; nearest: fewer heads')
+
+
+def _check_language(outputs: int | dict[str, int], vocabulary: int, tied: bool, causal: bool, head_bias: bool) -> None:
+  if not isinstance(outputs, int):
+    raise UserError(f"{WHERE}: pool='none' answers at every place, for one task; nearest: pool='last'")
+  if not causal:
+    raise UserError(f"{WHERE}: pool='none' foretells tokens that causal=False lets it see; nearest: pool='last'")
+  if head_bias:
+    raise UserError(f"{WHERE}: the head of a language model has no bias; nearest: head_bias=False, or pool='last'")
+  if tied and outputs != vocabulary:
     what = f'tied answers with one of {vocabulary:,} tokens, and the labels are {outputs} classes'
-    raise UserError(f"{where}: {what}; nearest: data.task='next_token', or pool='last'")
+    raise UserError(f"{WHERE}: {what}; nearest: data.task='next_token', or pool='last'")

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021): embed, block1, …, blockN, pool, (project,) head.
+"""Vision transformers (Dosovitskiy et al. 2021): embed, block1, …, blockN, pool, (project,) (normalise,) head.
 
 Tokens stand in the order class token, registers, patches by rows. Their positions are kept apart, those of patches as
 a grid [rows, columns, width], so that another resolution resizes the grid and nothing has to be guessed from numbers.
@@ -113,6 +113,11 @@ class Pooled(nnx.Module):
     return self.dropout(jnp.concatenate(parts, axis=-1))
 
 
+def unit_length(x: Float[Array, '... features']) -> Float[Array, '... features']:
+  """x / ‖x‖: what CLIP's cosines are taken of (Radford et al. 2021, fig. 3)."""
+  return x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True).astype(x.dtype)
+
+
 def vit(
   input_shape: tuple[int, ...],
   outputs: int | dict[str, int],
@@ -133,6 +138,7 @@ def vit(
   embed_norm: bool = False,
   layer_scale: float | None = None,
   projection: Positive | None = None,
+  normalise: bool = False,
   explicit: bool = False,
   embed_dropout: Share = 0.0,
   attention_dropout: Share = 0.0,
@@ -154,6 +160,7 @@ def vit(
     patch_bias: a bias of the patches; embed_norm: normalisation of the tokens before the blocks (CLIP has no, and one).
     layer_scale: what factors of each branch begin with; None: no factors.
     projection: features of a layer without bias before the head; None: no such stage (CLIP has one).
+    normalise: the head sees features of length 1, so that its logits are cosines times the lengths of its columns.
     explicit: attention weights stand in each block's output under 'attention'.
     embed_dropout: share of tokens' features dropped behind the positions; attention_dropout: of attention weights;
       dropout: of branches' outputs and of what the head sees.
@@ -190,6 +197,8 @@ def vit(
     features = width * (1 + (pool == 'class_mean'))
     if projection is not None:
       stages['project'] = nnx.Linear(features, projection, use_bias=False, kernel_init=NORMAL, rngs=rngs)
+    if normalise:
+      stages['normalise'] = unit_length
     return {**stages, 'head': layers.head(projection or features, outputs, rngs)}
 
   return network(create)

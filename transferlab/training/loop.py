@@ -156,7 +156,10 @@ class Loop:
       while self.progress.step < self.progress.ends[index]:
         state = self._chunk(index, stretch, state, constants, frozen)
       final = self.feed.single(state)
-    self._prove(index, stretch, self._variables(final, frozen))
+    if stretch.steps:
+      self._prove(index, stretch, self._variables(final, frozen))
+    elif self.validation:  # of no steps: the network as it begins
+      self._validate(stretch, self._variables(final, frozen))
     variables = self._result(stretch, final, frozen)
     if 'raw' in self._ends(stretch):
       final['raw'] = {'trainable': final['trainable'], 'stats': final['stats']}

@@ -89,7 +89,9 @@ class Phase(Schema):
   train: str | Patterns = pydantic.Field(
     '.*', description='pattern(s) of the parameters that move; all others are frozen'
   )
-  steps: Positive | None = pydantic.Field(None, description='length in optimizer steps; or give epochs, or examples')
+  steps: Annotated[int, pydantic.Field(ge=0)] | None = pydantic.Field(
+    None, description='length in optimizer steps, 0 to measure the network as it begins; or give epochs, or examples'
+  )
   epochs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
     None, description='length in passes over the data'
   )

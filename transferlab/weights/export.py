@@ -21,7 +21,10 @@ from transferlab.weights.origin import Origin, Table
 
 SUFFIXES = ('.safetensors', '.npz', '.h5')
 # Options that parameters do not show: those that every network with them computes by, and those of some origins only.
-COMPUTED = {'ceil_mode', 'stride_on', 'padding', 'epsilon', 'activation', 'rotary', 'pool', 'placed', 'class_token'}
+COMPUTED = {
+  *('ceil_mode', 'stride_on', 'padding', 'epsilon', 'activation', 'rotary', 'pool', 'placed', 'class_token'),
+  *('causal', 'normalise'),
+}
 HIDDEN = {'head_type', 'pooler', 'first', 'norm', 'gated', 'tied'}
 # Of these and others, what stands beside the weights, or is for their user to know.
 STATED = ('heads', 'epsilon', 'activation', 'rotary', 'first')

@@ -18,7 +18,7 @@ NAMES = (
   'flax_model.msgpack.index.json',
 )
 # Records that lie beside weights of such a name; each becomes an entry of the metadata, named without its suffix.
-RECORDS = ('config.json', 'preprocessor_config.json', 'tokenizer.json')
+RECORDS = ('config.json', 'preprocessor_config.json', 'tokenizer.json', 'tokenizer_config.json')
 SUFFIXES = (
   *('.safetensors', '.pt', '.pth', '.pth.tar', '.th', '.bin', '.ckpt', '.h5', '.hdf5', '.keras', '.npz', '.msgpack'),
   *('.index.json', '.weights.json'),

@@ -39,7 +39,7 @@ Names = Sequence[tuple[str, str, str]]  # (their pattern, our path, layout)
 # The files of transferlab/weights/names/.
 FAMILIES = (
   *('resnet', 'vgg', 'mobilenet', 'squeezenet', 'imagenet_resnet', 'bit', 'mobilenet_v2', 'convnext'),
-  *('vit', 'vit_npz', 'bert', 'decoder'),
+  *('vit', 'vit_npz', 'bert', 'decoder', 'clip_text'),
 )
 
 
@@ -126,16 +126,19 @@ def origins() -> tuple[Origin, ...]:
   return tuple(found)
 
 
-def recognise(contents: Contents) -> Recognised | None:
+def recognise(contents: Contents, network: str | None = None) -> Recognised | None:
   """Which family a file is of; None where it is none that is known.
 
   Every name of the file has its place then, every leaf but those of a head that was left out its name, and all shapes
   are those of our network.
+
+  Args:
+    network: ours, of which a file that holds several (CLIP's image tower and its text tower) is taken to be.
   """
   own = said(contents)
   if own.get('names') == OURS:
     return _own(contents, own)
-  for origin in origins():
+  for origin in sorted(origins(), key=lambda origin: origin.network != network):
     shapes = {name: tensor.shape for name, tensor in contents.tensors.items() if not origin.skips(name)}
     options = origin.options(shapes)
     if options is not None and (found := _fitted(contents, origin, options)) is not None:
