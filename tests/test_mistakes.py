@@ -231,7 +231,7 @@ def test_an_unknown_or_incomplete_flag_names_the_nearest(refused, arguments, say
     ('phases.7.steps=3', "'7' is no index into a list of 1"),
     ('phases.x.steps=3', "'x' is no index"),
     ('phases.0.steps=three', "'three'"),
-    ('phases.0.steps=-3', 'greater than 0'),
+    ('phases.0.steps=-3', 'greater than or equal to 0'),
     ('phases.0.steps=None', 'exactly one of'),
     ('phases.0.learning_rate.head=1', 'no keys'),
     ('phases=', 'config.phases'),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from transferlab import config, paths
-from transferlab.config import LATER, Fraction, Positive, Rate, Schema
+from transferlab.config import LATER, Fraction, NonNegative, Positive, Rate, Schema
 from transferlab.errors import UserError
 
 RateRules = Annotated[list[tuple[str, Rate]], pydantic.BeforeValidator(config.tuples), pydantic.Field(min_length=1)]
@@ -89,7 +89,7 @@ class Phase(Schema):
   train: str | Patterns = pydantic.Field(
     '.*', description='pattern(s) of the parameters that move; all others are frozen'
   )
-  steps: Annotated[int, pydantic.Field(ge=0)] | None = pydantic.Field(
+  steps: NonNegative | None = pydantic.Field(
     None, description='length in optimizer steps, 0 to measure the network as it begins; or give epochs, or examples'
   )
   epochs: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
