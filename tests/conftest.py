@@ -1,5 +1,6 @@
 """What several test files share: a few steps of real training on arrays, without files or command line."""
 
+import functools
 import os
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import compiler
 
 import transferlab
 from transferlab import config, main, preparation
@@ -47,6 +49,12 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
   return methods.stretches(network, checked, lengths, objective, info, Augment(), example)
 
 
+def _quick_options(usual, *given, env_options_overrides=None, **options):
+  """Without the emitters of fused loops, whose own compilation takes half of the time."""
+  emitters = {'xla_cpu_use_fusion_emitters': False}
+  return usual(*given, env_options_overrides={**emitters, **(env_options_overrides or {})}, **options)
+
+
 @pytest.fixture(scope='module')
 def quick_compilation(trained):
   """For files of many small functions that run once: optimising them takes longer than running them.
@@ -54,9 +62,12 @@ def quick_compilation(trained):
   Steps that were compiled so are forgotten: other files compare the bits of those that they compile themselves. For the
   same reason the run that files share is trained before.
   """
+  usual = compiler.get_compile_options
   jax.config.update('jax_disable_most_optimizations', True)
+  compiler.get_compile_options = functools.partial(_quick_options, usual)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+  compiler.get_compile_options = usual
   for known in (methods._METHODS, methods._OBJECTIVES, methods._UNBALANCED, feature_plan._STARTING):
     known.clear()
   for built in (networks._BUILT, preparation._INITIAL):

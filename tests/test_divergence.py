@@ -9,6 +9,8 @@ import pytest
 from transferlab import checkpoints, main
 from transferlab.data.loader import permutation
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 STEPS = 20
 MSE = {'metric': 'mean_squared_error'}
 

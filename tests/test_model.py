@@ -15,6 +15,8 @@ from transferlab.data import encoding
 from transferlab.data.tables import read_table
 from transferlab.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def predictions(place, split):
   with (place / 'predictions' / f'{split}.csv').open() as file:

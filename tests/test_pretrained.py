@@ -18,6 +18,8 @@ from transferlab.preparation import prepare, start
 from transferlab.settings import Run
 from transferlab.weights import mapping, readers
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 FOLDER = Path(os.environ.get('TRANSFERLAB_TEST_DATA', 'unset')) / 'weights'
 real = pytest.mark.skipif(not FOLDER.is_dir(), reason='TRANSFERLAB_TEST_DATA is unset')
 RANDOM = np.random.default_rng(0)
@@ -262,7 +264,7 @@ def test_a_mistaken_source_is_one_message(resnet_file, source, message):
 
 
 def test_rules_for_files_are_refused_where_there_is_no_file(tmp_path, trained):
-  with pytest.raises(UserError, match='part, names and match are for weights, and this source has none'):
+  with pytest.raises(UserError, match='part, names, match and texts are for weights, and this source has none'):
     data = dict(name='digits', batch_size=8)
     config.validate(Run, {**_resnet_run(''), 'source': dict(data=data, phases=[dict(steps=1)], match='shapes')})
   with pytest.raises(UserError, match=r'are for files of others, and .* is a run'):

@@ -15,6 +15,8 @@ from transferlab.errors import UserError
 from transferlab.preparation import prepare
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 NETWORK = dict(name='convnet', width=4, features=12)
 SOURCE = dict(data=dict(name='digits', half=0, batch_size=64), phases=[dict(steps=40, learning_rate=1e-2)])
 DATA = dict(name='digits', half=1, shots=5, validation=4, test=0.5)

@@ -16,6 +16,8 @@ from transferlab.evaluation import evaluate
 from transferlab.preparation import prepare, start
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def settings(**changes):
   """Softmax regression on iris, by SGD with a bias ten times as fast as the kernel."""

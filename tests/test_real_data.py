@@ -18,7 +18,10 @@ from transferlab.preparation import prepare
 from transferlab.settings import Run
 
 FOLDER = Path(os.environ.get('TRANSFERLAB_TEST_DATA', 'unset'))
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason='TRANSFERLAB_TEST_DATA is unset')
+pytestmark = [
+  pytest.mark.usefixtures('quick_compilation'),
+  pytest.mark.skipif(not FOLDER.is_dir(), reason='TRANSFERLAB_TEST_DATA is unset'),
+]
 # LeCun's page gives 60,000 and 10,000; the histograms are those that many have counted.
 MNIST = [
   [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],

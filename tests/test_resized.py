@@ -9,6 +9,8 @@ from transferlab import paths, resized, transplant
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 RANDOM = np.random.default_rng(0)
 SMALL = dict(width=12, depth=1, heads=2, hidden=16, registers=2)
 

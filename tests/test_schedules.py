@@ -22,6 +22,8 @@ from transferlab.settings import Run
 from transferlab.training import partition
 from transferlab.training.phases import Phase
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 NAMES = ['stem', 'block1', 'block2', 'head']
 ADAM = {'steps': 5, 'optimizer': 'adamw', 'learning_rate': 1e-3}
 

@@ -10,6 +10,8 @@ import transferlab
 from transferlab import cells, config, folder, study
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 SOURCE = dict(data=dict(name='digits', half=0, batch_size=32), phases=[dict(steps=30, learning_rate=1e-2)])
 HEAD = [dict(name='all', train='head', steps=20)]
 

@@ -14,6 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from transferlab import tables
 from transferlab.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 SCRATCH = [0.50, 0.55, 0.52, 0.49, 0.53]
 FULL = [0.60, 0.63, 0.64, 0.57, 0.61]
 PROBE = [0.51, 0.53, 0.54, 0.48, 0.52]

@@ -8,6 +8,8 @@ import pytest
 from transferlab import paths, transplant
 from transferlab.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def _variables(depth=3, classes=3, columns=4, seed=0, norm=True):
   """layer1 … layerN with BatchNorm, and a head; every number is different."""

@@ -9,6 +9,8 @@ from transferlab import paths, transplant
 from transferlab.errors import UserError
 from transferlab.networks import network as networks
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def _variables(channels=3, outputs=5, depth=8, seed=0):
   network = networks.build('resnet', {'depth': depth, 'width': 2}, (8, 8, channels), outputs)

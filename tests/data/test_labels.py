@@ -19,6 +19,8 @@ from transferlab.settings import Run
 from transferlab.training import partition
 from transferlab.training import step as training_step
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture
 def two(tmp_path):

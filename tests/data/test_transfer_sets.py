@@ -10,6 +10,8 @@ from transferlab.errors import UserError
 from transferlab.preparation import prepare, start
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 DATA = {'name': 'digits', 'validation': 3, 'test': 0.3, 'batch_size': 16}
 MLP = {'name': 'mlp', 'hidden': [12]}
 TEACHER = {'data': DATA, 'phases': [{'steps': 60, 'learning_rate': 1e-2}]}

@@ -10,6 +10,8 @@ from transferlab.data.loader import Order
 from transferlab.data.sources import Data, load
 from transferlab.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 LETTERS = [
   'a',
   'B',

@@ -10,6 +10,8 @@ from transferlab.evaluation import features
 from transferlab.networks import network as networks
 from transferlab.preparation import initial
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(37, 6)).astype(np.float32)
 RECORD = {'shift': np.full(6, 0.5, np.float32), 'scale': np.full(6, 2.0, np.float32)}

@@ -11,6 +11,8 @@ from transferlab.preparation import prepare, start
 from transferlab.pretrained import Weights
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def test_numbers_pass_and_categories_become_rows_of_their_tables():
   network = networks.build('mlp', {'hidden': [4], 'categories': [[1, 3], [2, 6]]}, (4,), 2)

@@ -9,6 +9,8 @@ from transferlab.networks import layers
 from transferlab.networks.network import build
 from transferlab.networks.residual import StochasticDepth, linear_rate
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def _dropped(rate, x, key, train=True):
   with layers.scope(layers.Scope(train=train, key=key)):

@@ -11,6 +11,8 @@ from transferlab.preparation import prepare
 from transferlab.settings import Run
 from transferlab.training import averaging
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 DATA = {'name': 'digits', 'shots': 6, 'validation': 4, 'batch_size': 20, 'noise': 0.3}
 TRAIN = {'name': 'all', 'steps': 8, 'optimizer': 'momentum', 'learning_rate': 0.05}
 PROBE = {'name': 'probe', 'train': 'head', 'steps': 6, 'learning_rate': 1e-2}

@@ -17,6 +17,7 @@ from transferlab.settings import Run
 from transferlab.training import partition
 from transferlab.training import step as training_step
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 TASKS = ['kind', 'side', 'size']
 LONG = pytest.mark.long
 STATEFUL = ['dynamic_weight_average', 'gradnorm', 'famo', 'pcgrad']

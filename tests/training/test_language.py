@@ -21,6 +21,8 @@ from transferlab.networks import network as networks
 from transferlab.preparation import prepare, start
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'dog', 'ran', 'by', 'old', 'house']
 
 

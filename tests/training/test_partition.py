@@ -12,6 +12,8 @@ from transferlab.networks.mlp import mlp
 from transferlab.training import partition, report
 from transferlab.training.step import begin
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 TREE = {'a': {'w': np.arange(3.0), 'b': np.ones(2)}, 'c': {'w': np.zeros(1)}, 'terms': {'t': {'w': np.full(2, 7.0)}}}
 
 

@@ -16,6 +16,8 @@ from transferlab.networks import layers
 from transferlab.networks import network as networks
 from transferlab.weights import export, mapping, readers
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 RECORD = {
   'kind': 'image',
   'shift': [1.0, 2.0, 3.0],

@@ -9,6 +9,8 @@ from transferlab.networks.network import build
 from transferlab.weights import layouts, mapping
 from transferlab.weights.names import resnet, vgg
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 ORIGINS = mapping.origins()
 
 

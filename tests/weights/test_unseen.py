@@ -6,6 +6,8 @@ import pytest
 
 import transferlab
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def _run(tmp_path, weights, names):
   """Our network with these weights, by a run whose phase moves nothing."""
