@@ -119,7 +119,14 @@ def test_attention_is_that_of_the_equations_fused_and_explicit(groups, base, bia
   found = []
   for explicit in (False, True):
     module = transformer.Attention(
-      16, 4, nnx.Rngs(0), groups=groups, biases=biases, causal=causal, rotary=base, explicit=explicit
+      16,
+      4,
+      nnx.Rngs(0),
+      groups=groups,
+      biases=biases,
+      causal=causal,
+      explicit=explicit,
+      rotary=base and transformer.turns(4, base),
     )
     found.append(_redrawn(module)(jnp.asarray(x), jnp.asarray(MASK), positions))
   expected, weights = _attention(_params(module), np.float64(x), MASK, 4, groups or 4, causal, base)
@@ -290,6 +297,9 @@ def test_a_tied_head_has_no_parameters_of_its_own():
     ('bert', dict(heads=3), 6, '3 heads do not divide a width of 8; nearest: heads=2'),
     ('decoder', dict(groups=3), 6, '3 groups do not divide 4 heads; nearest: groups=2'),
     ('decoder', dict(heads=8, rotary=10.0), 6, 'rotary turns pairs of features, and each head has 1'),
+    ('decoder', dict(rotary=10.0, rotary_bands=[4.0, 1.0, 8.0]), 6, 'low below high'),
+    ('decoder', dict(pool='none', causal=False), 6, 'causal=False lets it see'),
+    ('decoder', dict(pool='none', head_bias=True), 6, 'the head of a language model has no bias'),
     ('decoder', dict(pool='none'), 6, "the labels are 3 classes; nearest: data.task='next_token', or pool='last'"),
   ],
 )

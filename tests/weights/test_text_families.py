@@ -37,10 +37,27 @@ MODELS = {
   'gpt2 without a head': ('GPT2Model', {}),
   'llama': ('LlamaForCausalLM', {}),
   'llama, tied, large epsilon': ('LlamaForCausalLM', {'tie_word_embeddings': True, 'rms_norm_eps': 0.1}),
+  'llama for longer texts': (
+    'LlamaForCausalLM',
+    {'rope_parameters': {'rope_theta': 100.0, 'rope_type': 'linear', 'factor': 2.0}},
+  ),
+  'llama 3.1': (
+    'LlamaForCausalLM',
+    {
+      'rope_parameters': {
+        'rope_theta': 100.0,
+        'rope_type': 'llama3',
+        'factor': 4.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 32,
+      }
+    },
+  ),
   'llama as a classifier': ('LlamaForSequenceClassification', {}),
   'llama without a head': ('LlamaModel', {}),
 }
-HEADED = [name for name in MODELS if name.split(' without')[0].split(' for')[0] == name]
+HEADED = [name for name in MODELS if name.split(' without')[0].split(' for pre')[0] == name]
 LENGTHS = (9, 4, 7)
 
 
@@ -183,6 +200,14 @@ def test_parts_that_ours_does_not_have_are_named(tmp_path):
   assert any('7 arrays are of parts that the network does not have: cls.predictions.bias' in note for note in notes)
 
 
+@pytest.mark.parametrize('family', ['Bert', 'Roberta', 'DistilBert'])
+def test_a_classifier_of_tokens_gives_its_encoder_and_not_its_head(family, tmp_path):
+  peers.text_model(f'{family}ForTokenClassification').save_pretrained(tmp_path)
+  found, _, variables = _opened(tmp_path)
+  assert found.outputs is None and found.options['pooler'] == 'none' and 'head' not in variables['params']
+  assert any('2 arrays are of parts that the network does not have: classifier' in note for note in found.mapped.notes)
+
+
 def test_without_its_config_heads_of_64_features_are_assumed_and_the_report_says_so(tmp_path):
   model = peers.text_model('BertForSequenceClassification', hidden_size=128, num_attention_heads=2)
   model.save_pretrained(tmp_path)
@@ -198,7 +223,8 @@ def test_without_its_config_heads_of_64_features_are_assumed_and_the_report_says
   ('name', 'settings', 'message'),
   [
     ('llama', {'model_type': 'gemma'}, "model_type='gemma' has the names of llama, mistral, and computes otherwise"),
-    ('llama', {'rope_parameters': {'rope_type': 'llama3'}}, "rotary positions of rope_type='llama3'"),
+    ('llama', {'rope_parameters': {'rope_type': 'yarn'}}, "rotary positions of rope_type='yarn'"),
+    ('llama', {'rope_parameters': {'rope_type': 'llama3', 'factor': 2.0}}, 'llama3.* without low_freq_factor, '),
     ('llama', {'head_dim': 16}, 'head_dim=16, and 4 heads of this network have 8 features'),
     ('bert', {'hidden_act': 'mish'}, "activation 'mish'; nearest: "),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'attention is scaled by 1 / √'),

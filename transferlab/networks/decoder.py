@@ -19,9 +19,19 @@ from transferlab.networks import layers
 from transferlab.networks.network import Network, network
 from transferlab.networks.recurrent import EveryPlace, Pooled
 from transferlab.networks.residual import linear_rate
-from transferlab.networks.transformer import EMBED, NORMAL, Activation, Block, Embeddings, check_texts, layer_norm
+from transferlab.networks.transformer import (
+  EMBED,
+  NORMAL,
+  Activation,
+  Block,
+  Embeddings,
+  check_texts,
+  layer_norm,
+  turns,
+)
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
+Factor = Annotated[float, Field(ge=1, le=1e9)]
 Base = Annotated[float, Field(gt=1, le=1e12)]
 
 
@@ -50,6 +60,8 @@ def decoder(
   hidden: Positive | None = None,
   positions: Positive | None = 1024,
   rotary: Base | None = None,
+  rotary_factor: Factor = 1.0,
+  rotary_bands: Annotated[list[Factor], Field(min_length=3, max_length=3)] | None = None,
   norm: Literal['layer', 'rms'] = 'layer',
   epsilon: Epsilon = 1e-5,
   activation: Activation = 'gelu_tanh',
@@ -73,6 +85,7 @@ def decoder(
     depth: blocks; heads: of attention, in each; groups: of keys and values, which heads share, None: one for each head.
     hidden: features between the two layers behind attention; None: 4 · width.
     positions: that are learned; rotary: the base of rotary ones. None: without.
+    rotary_factor, rotary_bands: for texts so many times longer, and which features it is for (see `turns`).
     norm: layer normalisation, or that by the root of the mean square (Zhang and Sennrich 2019); epsilon: its.
     gated: the layers behind attention are down(act(x G) · x U) (Shazeer 2020).
     biases: of all layers but the head; head_bias: of the head.
@@ -87,12 +100,13 @@ def decoder(
 
   Raises:
     UserError: no texts, longer ones than there are positions, heads or groups that do not divide, rotary positions of
-      an odd number of features, a language model for something else than one next token or that sees what comes, or
-      whose head has a bias.
+      an odd number of features or whose bands do not grow; a language model for something else than one next token,
+      that sees what comes, or whose head has a bias.
   """
   places = pool == 'none'
+  bands = None if rotary_bands is None else (rotary_bands[0], rotary_bands[1], rotary_bands[2])
   check_texts('decoder', input_shape, width, heads, groups, positions)
-  _check(width // heads, rotary)
+  _check(width // heads, rotary, rotary_bands)
   if places:
     _check_language(outputs, vocabulary, tied, causal, head_bias)
 
@@ -100,7 +114,8 @@ def decoder(
     made = layer_norm if norm == 'layer' else _rms_norm
     normalisation = functools.partial(made, width, rngs, epsilon)
     embed = Embeddings(vocabulary, width, rngs, positions=positions, dropout=dropout)
-    looking = {'groups': groups, 'biases': biases, 'out_bias': biases, 'causal': causal, 'rotary': rotary}
+    angles = None if rotary is None else turns(width // heads, rotary, rotary_factor, bands)
+    looking = {'groups': groups, 'biases': biases, 'out_bias': biases, 'causal': causal, 'rotary': angles}
     stages: dict[str, Callable] = {EMBED: embed}
     for number in range(1, depth + 1):
       rate = linear_rate(stochastic_depth, number - 1, depth)
@@ -132,9 +147,11 @@ def _rms_norm(width: int, rngs: nnx.Rngs, epsilon: float) -> nnx.RMSNorm:
   return nnx.RMSNorm(width, epsilon=epsilon, rngs=rngs)
 
 
-def _check(size: int, rotary: float | None) -> None:
+def _check(size: int, rotary: float | None, bands: list[float] | None) -> None:
   if rotary is not None and size % 2:
     raise UserError(f'{WHERE}: rotary turns pairs of features, and each head has {size}; nearest: fewer heads')
+  if bands is not None and bands[0] >= bands[1]:
+    raise UserError(f'{WHERE}: rotary_bands={bands} are (low, high, length), low below high; nearest: [1, 4, 8192]')
 
 
 def _check_language(outputs: int | dict[str, int], vocabulary: int, tied: bool, causal: bool, head_bias: bool) -> None:

@@ -37,15 +37,35 @@ def layer_norm(width: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.LayerNo
   return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
+def turns(
+  size: int, base: float, factor: float = 1.0, bands: tuple[float, float, float] | None = None
+) -> tuple[float, ...]:
+  """By what angle rotary positions turn each pair of features from place to place: base^(−2i/size), i < size/2.
+
+  Args:
+    size: features of a head.
+    factor: how much longer texts are than in pretraining: angles are divided by it (Chen et al. 2023, eq. 4).
+    bands: (low, high, length): only pairs that turn round more slowly than once in length / low places are divided so,
+      those that do it within length / high places not at all, and those between in part (Llama 3.1; Grattafiori et al.
+      2024).
+  """
+  angles = base ** (-2 * np.arange(size // 2) / size)
+  if bands is None:
+    return tuple(map(float, angles / factor))
+  low, high, length = bands
+  share = np.clip((length * angles / (2 * np.pi) - low) / (high - low), 0, 1)  # that stays as it is
+  return tuple(map(float, share * angles + (1 - share) * angles / factor))
+
+
 def rotated(
-  x: Float[Array, 'batch places heads size'], positions: Int[Array, 'batch places'], base: float
+  x: Float[Array, 'batch places heads size'], positions: Int[Array, 'batch places'], turns: tuple[float, ...]
 ) -> Float[Array, 'batch places heads size']:
-  """Rotary positions (Su et al. 2021, eq. 34): feature i and i + size/2 are turned by position · base^(−2i/size).
+  """Rotary positions (Su et al. 2021, eq. 34): features i and i + size/2 are turned by position · turns[i].
 
   Features are paired by halves, as LLaMA's published weights are; the paper pairs neighbours.
   """
   half = x.shape[-1] // 2
-  angles = positions[..., None, None] * jnp.asarray(base ** (-np.arange(half) / half), jnp.float32)
+  angles = positions[..., None, None] * jnp.asarray(turns, jnp.float32)
   cosine, sine = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
@@ -58,7 +78,7 @@ class Attention(nnx.Module):
     groups: how many heads of keys and values the heads share (Ainslie et al. 2023); None: as many as there are heads.
     biases: of query, key and value; `out_bias` of the output.
     causal: places see none behind them.
-    rotary: base of the rotary positions of queries and keys; None: none.
+    rotary: angles by which rotary positions turn pairs of queries' and keys' features (`turns`); None: they do not.
     dropout: share of the attention weights that is dropped in training; they are made explicit for it.
     explicit: give the attention weights as well, which the fused path never writes down.
   """
@@ -73,7 +93,7 @@ class Attention(nnx.Module):
     biases: bool = True,
     out_bias: bool = True,
     causal: bool = False,
-    rotary: float | None = None,
+    rotary: tuple[float, ...] | None = None,
     dropout: float = 0.0,
     explicit: bool = False,
   ):

@@ -23,11 +23,11 @@ SUFFIXES = ('.safetensors', '.npz', '.h5')
 # Options that parameters do not show: those that every network with them computes by, and those of some origins only.
 COMPUTED = {
   *('ceil_mode', 'stride_on', 'padding', 'epsilon', 'activation', 'rotary', 'pool', 'placed', 'class_token'),
-  *('causal', 'normalise'),
+  *('causal', 'normalise', 'rotary_factor', 'rotary_bands'),
 }
 HIDDEN = {'head_type', 'pooler', 'first', 'norm', 'gated', 'tied'}
 # Of these and others, what stands beside the weights, or is for their user to know.
-STATED = ('heads', 'epsilon', 'activation', 'rotary', 'first')
+STATED = ('heads', 'epsilon', 'activation', 'rotary', 'rotary_factor', 'rotary_bands', 'first')
 # The order in which Keras writes a layer's arrays.
 KERAS_ORDER = (
   *('kernel', 'depthwise_kernel', 'pointwise_kernel', 'recurrent_kernel', 'embeddings'),

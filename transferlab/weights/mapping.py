@@ -199,7 +199,8 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   options |= own.get('options', {})
   record = own.get('preprocessing')
   table = origin.table({**options, **({'input_shape': record['input_shape']} if record else {})})
-  present = {ours: entry for ours, entry in table.items() if entry[0] in contents.tensors}
+  held = {name for name in contents.tensors if not origin.skips(name)}
+  present = {ours: entry for ours, entry in table.items() if entry[0] in held}
   if any(paths.stage_of(ours) != 'head' for ours in set(table) - set(present)):
     return None
   sizes = {ours: layouts.shape(contents.tensors[theirs].shape, layout) for ours, (theirs, layout) in present.items()}

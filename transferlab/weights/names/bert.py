@@ -14,6 +14,8 @@ UNSTATED = f'without its config.json: heads of {SIZE} features, and the usual ep
 STATED = {'num_attention_heads': 'heads', 'layer_norm_eps': 'epsilon', 'hidden_act': 'activation'}
 # Tasks that pretrained weights were made for, and counts that are no weights.
 OTHERS = r'cls\..*|lm_head\..*|qa_outputs\..*|vocab_(transform|layer_norm|projector)\..*'
+# The head of a classifier of each token (…ForTokenClassification), which stands behind no pooling.
+TOKENS = r'classifier\.(weight|bias)'
 VALUELESS = r'.*embeddings\.(position_ids|token_type_ids)'
 
 
@@ -91,6 +93,8 @@ def _options(
     **usual,
   }
   if names['pool/dense/kernel'] not in shapes:
+    if names['head/kernel'] in shapes:
+      return None  # a classifier of tokens
     options['pooler'] = 'none'
   return options if fits(shapes, table(options), {}) else None
 
@@ -109,17 +113,20 @@ def _stated_distilbert(config: Mapping[str, Any]) -> dict[str, Any]:
   return stated_options(config, ('distilbert',), {'n_heads': 'heads', 'activation': 'activation'})
 
 
-def _origin(prefix: str, *, first: int = 0, old: bool = False, dense: str = '', head: str = 'classifier') -> Origin:
+def _origin(
+  prefix: str, *, first: int = 0, old: bool = False, dense: str = '', head: str = 'classifier', tokens: bool = False
+) -> Origin:
   table = functools.partial(_bert, prefix, dense or f'{prefix}pooler.dense', head, old)
   usual: dict[str, Any] = {'pooler': 'tanh', 'first': first, 'epsilon': 1e-5 if first else 1e-12}
   options = functools.partial(_options, table, usual, r'.*encoder\.layer\.\d+\.output\.dense\.weight')
   # Of one kind of texts and without a prefix is RoBERTa alone.
   chosen = options if prefix else lambda shapes: _of_kind(options(shapes), bool(first))
   others = rf'{OTHERS}|{prefix}pooler\..*' if dense else OTHERS
+  others = f'{others}|{TOKENS}' if tokens else others
   return Origin(
     'transformers', 'bert', chosen, table, None, valueless=VALUELESS, others=others, stated=_stated,
     states=('heads', 'epsilon', 'activation'), input_shape=_input_shape, unstated=UNSTATED,
-    exported=bool(prefix) and not old,
+    exported=bool(prefix) and not old and not tokens,
   )  # fmt: skip
 
 
@@ -127,13 +134,15 @@ def _of_kind(options: dict[str, Any] | None, one: bool) -> dict[str, Any] | None
   return options if options is not None and (options['kinds'] == 1) == one else None
 
 
-def _origin_distilbert(prefix: str) -> Origin:
+def _origin_distilbert(prefix: str, tokens: bool = False) -> Origin:
   table = functools.partial(_distilbert, prefix)
   usual = {'pooler': 'relu', 'first': 0, 'epsilon': 1e-12}
   options = functools.partial(_options, table, usual, r'.*transformer\.layer\.\d+\.ffn\.lin2\.weight')
   return Origin(
-    'transformers', 'bert', options, table, None, valueless=VALUELESS, others=OTHERS, stated=_stated_distilbert,
-    states=('heads', 'activation'), input_shape=_input_shape, unstated=UNSTATED, exported=bool(prefix),
+    'transformers', 'bert', options, table, None, valueless=VALUELESS,
+    others=f'{OTHERS}|{TOKENS}' if tokens else OTHERS,
+    stated=_stated_distilbert, states=('heads', 'activation'), input_shape=_input_shape, unstated=UNSTATED,
+    exported=bool(prefix) and not tokens,
   )  # fmt: skip
 
 
@@ -150,4 +159,7 @@ ORIGINS = (
   _origin('', first=2, dense='classifier.dense', head='classifier.out_proj'),
   _origin('', old=True),
   _origin_distilbert(''),
+  _origin('bert.', tokens=True),
+  _origin('roberta.', first=2, dense='classifier.dense', head='classifier.out_proj', tokens=True),
+  _origin_distilbert('distilbert.', tokens=True),
 )

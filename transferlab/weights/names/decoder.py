@@ -103,12 +103,10 @@ def _stated_gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stated_llama(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Raises `UserError` for rotary positions that are scaled, or heads of another size than width / heads."""
+  """Raises `UserError` for rotary positions that are scaled in ways ours are not, or heads of another size."""
   found = stated_options(config, ('llama', 'mistral'), STATED_LLAMA)
   rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-  kind = rope.get('rope_type', rope.get('type', 'default'))
-  if kind != 'default':
-    raise UserError(f'config.json: rotary positions of rope_type={kind!r}, and the network has plain ones')
+  found |= _scaled(rope)
   heads, width, size = (config.get(key) for key in ('num_attention_heads', 'hidden_size', 'head_dim'))
   if size and heads and width and size * heads != width:
     raise UserError(f'config.json: head_dim={size}, and {heads} heads of this network have {width // heads} features')
@@ -117,6 +115,20 @@ def _stated_llama(config: Mapping[str, Any]) -> dict[str, Any]:
   if heads:
     found['groups'] = config.get('num_key_value_heads') or heads
   return found | {'rotary': float(rope.get('rope_theta', config.get('rope_theta', 1e4)))}
+
+
+def _scaled(rope: Mapping[str, Any]) -> dict[str, Any]:
+  """Options of rotary positions for longer texts. Raises `UserError` for other ways than linear and Llama 3's."""
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind not in ('default', 'linear', 'llama3'):
+    raise UserError(f'config.json: rotary positions of rope_type={kind!r}, and the network has default, linear, llama3')
+  if kind == 'default':
+    return {}
+  bands = ('low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+  if missing := [key for key in ('factor', *(bands if kind == 'llama3' else ())) if not rope.get(key)]:
+    raise UserError(f'config.json: rotary positions of rope_type={kind!r} without {", ".join(missing)}')
+  found: dict[str, Any] = {'rotary_factor': float(rope['factor'])}
+  return found | ({'rotary_bands': [float(rope[key]) for key in bands]} if kind == 'llama3' else {})
 
 
 def _input_shape(options: Mapping[str, Any], shapes: Shapes) -> tuple[int, ...]:
@@ -137,7 +149,7 @@ def _origins(*, headed: bool) -> list[Origin]:
     ),
     Origin(
       'transformers', 'decoder', functools.partial(_llama_options, llama), llama, None, stated=_stated_llama,
-      states=('heads', 'epsilon', 'activation', 'rotary'),
+      states=('heads', 'epsilon', 'activation', 'rotary', 'rotary_factor', 'rotary_bands'),
       valueless=r'.*rotary_emb\.inv_freq', input_shape=_input_shape, unstated=UNSTATED_LLAMA, exported=headed,
     ),
   ]  # fmt: skip
