@@ -49,29 +49,34 @@ def _stretches(network, run_phases, x, label, objective=None, classes=3):
   return methods.stretches(network, checked, lengths, objective, info, Augment(), example)
 
 
-def _quick_options(usual, *given, env_options_overrides=None, **options):
-  """Without the emitters of fused loops, whose own compilation takes half of the time."""
-  emitters = {'xla_cpu_use_fusion_emitters': False}
-  return usual(*given, env_options_overrides={**emitters, **(env_options_overrides or {})}, **options)
-
-
 @pytest.fixture(scope='module')
-def quick_compilation(trained):
+def unoptimised(trained):
   """For files of many small functions that run once: optimising them takes longer than running them.
 
   Steps that were compiled so are forgotten: other files compare the bits of those that they compile themselves. For the
   same reason the run that files share is trained before.
   """
-  usual = compiler.get_compile_options
   jax.config.update('jax_disable_most_optimizations', True)
-  compiler.get_compile_options = functools.partial(_quick_options, usual)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
-  compiler.get_compile_options = usual
   for known in (methods._METHODS, methods._OBJECTIVES, methods._UNBALANCED, feature_plan._STARTING):
     known.clear()
   for built in (networks._BUILT, preparation._INITIAL):
     built.clear()
+
+
+def _without_emitters(usual, *given, env_options_overrides=None, **options):
+  emitters = {'xla_cpu_use_fusion_emitters': False}
+  return usual(*given, env_options_overrides={**emitters, **(env_options_overrides or {})}, **options)
+
+
+@pytest.fixture(scope='module')
+def quick_compilation(unoptimised):
+  """As `unoptimised`, and without XLA's emitters of fused loops, which take half of what is left."""
+  usual = compiler.get_compile_options
+  compiler.get_compile_options = functools.partial(_without_emitters, usual)
+  yield
+  compiler.get_compile_options = usual
 
 
 @pytest.fixture(scope='session')

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from transferlab.data import tokens
 from transferlab.errors import UserError
@@ -141,7 +141,7 @@ def _embeddings(tower: Recognised, ids: Int[np.ndarray, 'texts places']) -> Floa
   variables = jax.tree.map(jnp.asarray, tower.mapped.variables, is_leaf=lambda leaf: isinstance(leaf, mapping.Leaf))
 
   @jax.jit
-  def answers(variables: Mapping[str, Any], ids: Int[Array, 'texts places']) -> Float[Array, 'texts embedding']:
+  def answers(variables: Mapping[str, Any], ids: Any) -> Any:
     return network.apply(variables, ids)[0][network.stages[-1]]
 
   filled = np.resize(ids, (-(-len(ids) // AT_ONCE) * AT_ONCE, ids.shape[1])) if len(ids) > AT_ONCE else ids

@@ -19,7 +19,7 @@ from transferlab.data.augmentation import Augment
 from transferlab.data.randaugment import RandAugment, randaugment
 from transferlab.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = pytest.mark.usefixtures('unoptimised')
 apply = jax.jit(augmentation.apply, static_argnames='augment')
 mix = jax.jit(augmentation.mix, static_argnames=('augment', 'classes'))
 EVERYTHING = Augment(

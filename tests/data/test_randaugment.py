@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from transferlab.data import randaugment
 from transferlab.data.randaugment import OPERATIONS, RandAugment
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = pytest.mark.usefixtures('unoptimised')
 FILL = jnp.array([10.0, 100.0, 200.0])
 perform = jax.jit(randaugment.perform)
 
