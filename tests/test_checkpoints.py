@@ -14,6 +14,8 @@ from transferlab.errors import Interrupted, UserError
 from transferlab.screen import Screen
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 PROBE = {'name': 'probe', 'train': 'head', 'steps': 12, 'learning_rate': 1e-2}
 ALL = {'name': 'all', 'steps': 6, 'optimizer': 'sgd', 'learning_rate': 1e-2}
 AGAIN = {**PROBE, 'name': 'again', 'steps': 8}

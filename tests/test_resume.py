@@ -10,6 +10,8 @@ from transferlab import checkpoints, config, experiment
 from transferlab.errors import Interrupted, UserError
 from transferlab.settings import Run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 DIGITS = {'name': 'digits', 'validation': 4, 'shots': 12, 'batch_size': 16, 'augment': {'shift': 1}}
 PROBE = {'name': 'probe', 'train': 'head', 'steps': 12, 'statistics': 'update', 'learning_rate': 1e-2}
 TOP = {
