@@ -6,8 +6,7 @@ import pytest
 from transferlab import checkpoints, config, experiment, paths
 from transferlab.settings import Run
 
-# Compiling all of these takes minutes.
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 # Options, the frozen stages of the second phase, and the stage whose rate is lower in the third.
 FAMILIES = {
   'vit': (dict(width=8, depth=2, heads=2, hidden=8, patch=4), 'embed|block1', 'block1'),
@@ -50,7 +49,11 @@ def _data(name, questions):
   return dict(name='digits', shots=8, validation=4, batch_size=16, test=0.1)
 
 
-@pytest.mark.parametrize('name', [*FAMILIES, *TEXTS])
+# Compiling all of these takes minutes: one in every run.
+QUICK = [name if name == 'vit' else pytest.param(name, marks=pytest.mark.long) for name in (*FAMILIES, *TEXTS)]
+
+
+@pytest.mark.parametrize('name', QUICK)
 def test_a_family_is_pretrained_probed_frozen_by_stage_and_fine_tuned(name, questions, tmp_path):
   options, frozen, low = {**FAMILIES, **TEXTS}[name]
   data, rest = _data(name, questions), f'(?!({frozen})(/|$)).*'
@@ -80,6 +83,7 @@ def test_every_depth_of_a_family_is_probed(name, questions, tmp_path):
   assert [probe['features'] for probe in found['probes'].values()][:4] == [8] * 4
 
 
+@pytest.mark.long
 def test_a_resnet_learns_from_a_vision_transformer(tmp_path):
   """Without labels: what it learns comes from the teacher's answers, and the hint from its pooled tokens."""
   data = dict(name='digits', fraction=0.2, validation=0.1, batch_size=16, test=0.2)

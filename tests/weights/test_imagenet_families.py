@@ -15,8 +15,7 @@ from transferlab import paths
 from transferlab.networks import layers
 from transferlab.weights import layouts
 
-# Compiling all of these takes minutes; stored answers (test_stored.py) are looked at in every run.
-pytestmark = [pytest.mark.usefixtures('quick_compilation'), pytest.mark.long]
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 TORCH_RESNET = dict(stride_on='3x3', epsilon=1e-5)
 KERAS_RESNET = dict(stride_on='1x1', epsilon=1.001e-5, momentum=0.99, conv_bias=True)
 TORCH_MOBILENET = dict(padding='both', epsilon=1e-5)
@@ -103,9 +102,8 @@ def test_gradients_of_a_resnet_are_pytorchs():
 
 @pytest.mark.parametrize(
   ('depth', 'side', 'head'),
-  [(50, 49, 'predictions'), (101, 64, 'probs')],
+  [(50, 49, 'predictions'), pytest.param(101, 64, 'probs', marks=pytest.mark.long)],
 )
-@pytest.mark.long
 def test_a_resnet_gives_for_red_green_blue_what_keras_gives_for_blue_green_red(depth, side, head):
   model = peers.keras_resnet(depth, 8, side, 5)
   arrays = {name.replace('predictions', head): value for name, value in peers.keras_random(model).items()}

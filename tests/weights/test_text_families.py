@@ -19,8 +19,7 @@ from transferlab.preparation import prepare, start
 from transferlab.settings import Run
 from transferlab.weights import export, inputs, mapping, readers
 
-# Compiling all of these takes minutes; stored answers (test_stored.py) are looked at in every run.
-pytestmark = [pytest.mark.usefixtures('quick_compilation'), pytest.mark.long]
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 # Class of transformers, and options of its config.
 MODELS = {
   'bert': ('BertForSequenceClassification', {}),
@@ -90,7 +89,10 @@ def _close(found, expected, share=1e-4):
 
 # One model of each family; variants of heads and options are among the long tests.
 USUAL = ('bert', 'roberta', 'distilbert', 'gpt2', 'llama')
-QUICK = [name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
+QUICK = [
+  name if name in (*USUAL, 'llama 3.1', 'llama for longer texts') else pytest.param(name, marks=pytest.mark.long)
+  for name in MODELS
+]
 
 
 @pytest.mark.parametrize('name', QUICK)
