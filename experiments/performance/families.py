@@ -1,14 +1,15 @@
 """Seconds of a training step, of inference and of compilation of the families researchers start from, beside PyTorch.
 
-python experiments/performance/families.py [--repeats=5] [--only=NAME]
+python experiments/performance/families.py [--repeats=5] [--only=NAME] [--batch=8] [--dtype=float32] [--compile=no]
 
-Needs torch, torchvision, timm and transformers. The same architecture, batch, float32 and SGD with momentum on both
-sides;
-random inputs. PyTorch runs eagerly. The two take turns step by step, and the ratio is of neighbouring steps: its median
-and quartiles are printed, above 1 where ours is faster. Compilation is that of our training step, from nothing, cache
-off. ViT-B/16 is compiled only.
+Needs torch, torchvision, timm and transformers. The same architecture, batch, precision and SGD with momentum on both
+sides; random inputs. PyTorch runs eagerly, or with --compile=yes by torch.compile; --dtype=bfloat16 is autocast there.
+Both run on a GPU where their packages see one. The two take turns step by step, and the ratio is of neighbouring steps:
+its median and quartiles are printed, above 1 where ours is faster. Compilation is that of our training step, from
+nothing, cache off. ViT-B/16 is compared on a GPU, and compiled only on a CPU.
 """
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -28,23 +29,33 @@ from transferlab.networks import layers
 from transferlab.networks import network as networks
 
 CLASSES = 1000
-# Our network, its options, the inputs of a batch, and PyTorch's model.
-CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...], Callable[[], Any] | None]] = {
-  'ResNet-50, 8 images': (
-    'imagenet_resnet', dict(depth=50), (8, 224, 224, 3), lambda: peers.torchvision().resnet50(),
+# Our network, its options, the shape of an input, and PyTorch's model.
+CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...], Callable[[], Any]]] = {
+  'ResNet-50': (
+    'imagenet_resnet', dict(depth=50), (224, 224, 3), lambda: peers.torchvision().resnet50(),
   ),
-  'MobileNet v2, 8 images': (
-    'mobilenet_v2', dict(dropout=0.0), (8, 224, 224, 3), lambda: peers.torchvision().mobilenet_v2(dropout=0.0),
+  'MobileNet v2': (
+    'mobilenet_v2', dict(dropout=0.0), (224, 224, 3), lambda: peers.torchvision().mobilenet_v2(dropout=0.0),
   ),
-  'ViT-Ti/16, 8 images': ('vit', dict(size='Ti'), (8, 224, 224, 3), lambda: _timm('vit_tiny_patch16_224')),
-  'BERT-small, 8 texts of 128 tokens': (
+  'ViT-Ti/16': ('vit', dict(size='Ti'), (224, 224, 3), lambda: _timm('vit_tiny_patch16_224')),
+  'BERT-small': (
     'bert',
     dict(vocabulary=30522, width=512, depth=4, heads=8, hidden=2048, positions=512, dropout=0.0, attention_dropout=0.0),
-    (8, 128),
+    (128,),
     lambda: _bert(),
   ),
-  'ViT-B/16, 8 images': ('vit', dict(size='B'), (8, 224, 224, 3), None),
+  'ViT-B/16': ('vit', dict(size='B'), (224, 224, 3), lambda: _timm('vit_base_patch16_224')),
 }  # fmt: skip
+SLOW = ('ViT-B/16',)  # on a CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """How both sides run."""
+
+  batch: int = 8
+  dtype: str = 'float32'
+  compile: bool = False
 
 
 def _timm(name: str) -> Any:
@@ -71,9 +82,11 @@ def inputs_of(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
   return x, random.integers(0, CLASSES, shape[0])
 
 
-def ours(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> tuple[Callable, Callable, float, float]:
+def ours(
+  name: str, options: dict[str, Any], shape: tuple[int, ...], setting: Setting
+) -> tuple[Callable, Callable, float, float]:
   """(a training step, inference, seconds to trace and lower the step, seconds to compile it)."""
-  network = networks.build(name, options, shape[1:], CLASSES)
+  network = networks.configured(networks.build(name, options, shape[1:], CLASSES), setting.dtype, None)
   variables = jax.jit(network.init)(jax.random.key(0))
   optimizer = optax.sgd(1e-3, momentum=0.9)
   x, labels = map(jnp.asarray, inputs_of(shape))
@@ -106,25 +119,37 @@ def ours(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> tuple[Ca
   return train, answer, traced - begun, done - traced
 
 
-def theirs(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable]:
-  """(a training step, inference) of PyTorch, eagerly."""
+def theirs(model: Any, shape: tuple[int, ...], setting: Setting) -> tuple[Callable, Callable]:
+  """(a training step, inference) of PyTorch."""
   import torch
 
-  x, labels = (torch.tensor(value) for value in inputs_of(shape))
-  x = x.long() if len(shape) == 2 else x.permute(0, 3, 1, 2).contiguous()
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  x, labels = (torch.tensor(value).to(device) for value in inputs_of(shape))
+  # On a GPU channels stand last, as PyTorch advises for convolutions.
+  form = torch.channels_last if device == 'cuda' else torch.contiguous_format
+  x = x.long() if len(shape) == 2 else x.permute(0, 3, 1, 2).contiguous(memory_format=form)
+  model = model.to(device, memory_format=form)
   optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-  logits = lambda: out.logits if hasattr(out := model(x), 'logits') else out
+  run = torch.compile(model) if setting.compile else model
+  done = torch.cuda.synchronize if device == 'cuda' else lambda: None
+
+  def logits() -> Any:
+    with torch.autocast(device, torch.bfloat16, enabled=setting.dtype == 'bfloat16'):
+      out = run(x)
+    return (out.logits if hasattr(out, 'logits') else out).float()
 
   def train() -> None:
     model.train()
     optimizer.zero_grad()
     torch.nn.functional.cross_entropy(logits(), labels).backward()
     optimizer.step()
+    done()
 
   def answer() -> None:
     model.eval()
     with torch.no_grad():
       logits()
+    done()
 
   return train, answer
 
@@ -148,19 +173,22 @@ def main() -> None:
   """Prints the table, a row as soon as it is there."""
   flags = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
   repeats, only = int(flags.get('repeats', 5)), flags.get('only', '')
+  setting = Setting(int(flags.get('batch', 8)), flags.get('dtype', 'float32'), flags.get('compile') == 'yes')
   print('| network | step (s) | PyTorch / ours | inference (s) | PyTorch / ours | trace (s) | compile (s) |')
   print('| :-- | --: | --: | --: | --: | --: | --: |')
   for what, (name, options, shape, make) in CASES.items():
     if only not in what:
       continue
-    train, answer, traced, compiled = ours(name, options, shape)
+    shape = (setting.batch, *shape)
+    train, answer, traced, compiled = ours(name, options, shape, setting)
     shown = ['', '', '', '']
-    if make is not None:
-      their_train, their_answer = theirs(make(), shape)
+    if what not in SLOW or jax.default_backend() == 'gpu':
+      their_train, their_answer = theirs(make(), shape, setting)
       for place, pair in ((0, (train, their_train)), (2, (answer, their_answer))):
         seconds, shown[place + 1] = compared(*pair, repeats)
         shown[place] = f'{seconds:.3f}'
-    print(f'| {what} | {" | ".join(shown)} | {traced:.1f} | {compiled:.1f} |', flush=True)
+    inputs = 'images' if len(shape) == 4 else f'texts of {shape[1]} tokens'
+    print(f'| {what}, {setting.batch} {inputs} | {" | ".join(shown)} | {traced:.1f} | {compiled:.1f} |', flush=True)
 
 
 if __name__ == '__main__':

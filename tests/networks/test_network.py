@@ -441,3 +441,22 @@ def test_a_network_in_bfloat16_computes_in_it_and_keeps_everything_else_in_float
 def test_stages_that_are_not_there_cannot_be_rematerialised():
   with pytest.raises(UserError, match=r"rematerialise 'blocks'; nearest: .*block"):
     _deep(rematerialise='blocks')
+
+
+def test_initial_values_are_those_of_nnxs_own_keys():
+  create = lambda rngs: {'first': nnx.Linear(4, 5, rngs=rngs), 'head': nnx.Linear(5, 3, rngs=rngs)}
+  made, own = network(create).init(jax.random.key(7))['params'], create(nnx.Rngs(jax.random.key(7)))
+  for stage, layer in own.items():
+    np.testing.assert_array_equal(made[stage]['kernel'], layer.kernel[...])
+
+
+def test_neither_building_nor_tracing_writes_down_a_trace_for_an_error_that_nobody_sees(monkeypatch):
+  from jax._src.interpreters import partial_eval
+
+  written, origin = [], partial_eval.DynamicJaxprTracer._origin_msg
+  monkeypatch.setattr(
+    partial_eval.DynamicJaxprTracer, '_origin_msg', lambda tracer: written.append(tracer) or origin(tracer)
+  )
+  small = build('resnet', dict(depth=8, width=5), (8, 8, 3), 2)
+  jax.eval_shape(functools.partial(small.apply, train=True), small.shapes(), small.example(2, (8, 8, 3)))
+  assert not written

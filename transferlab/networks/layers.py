@@ -142,8 +142,8 @@ class BatchNorm(nnx.Module):
     if current.batch_statistics:
       mean, var = batch_moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), current.mask)
       momentum = 0.0 if _replace.get() else self.momentum
-      self.mean[...] = momentum * self.mean[...] + (1 - momentum) * mean
-      self.var[...] = momentum * self.var[...] + (1 - momentum) * var
+      self.mean.set_value(momentum * self.mean[...] + (1 - momentum) * mean)
+      self.var.set_value(momentum * self.var[...] + (1 - momentum) * var)
     else:
       mean, var = self.mean[...], self.var[...]
     factor = lax.rsqrt(var + self.epsilon)

@@ -180,7 +180,7 @@ def network(create: Create) -> Network:
   functions: dict[str, Callable] = {}
 
   def modules(key: jax.Array) -> dict[str, nnx.Module]:
-    stages: dict[str, Any] = {name: layers.owned(stage) for name, stage in create(nnx.Rngs(key)).items()}
+    stages: dict[str, Any] = {name: layers.owned(stage) for name, stage in create(_keys(key)).items()}
     names[:] = stages
     functions.update({name: stage for name, stage in stages.items() if not isinstance(stage, nnx.Module)})
     return {name: stage for name, stage in stages.items() if isinstance(stage, nnx.Module)}
@@ -201,6 +201,28 @@ def network(create: Create) -> Network:
 
   apply = functools.partial(_apply, tuple(names), table, functions, shared)
   return Network(tuple(names), init, apply, shared)
+
+
+class _Stream(nnx.RngStream):
+  """The keys of `nnx.RngStream`, counted on the host.
+
+  Of a count that is traced nnx asks the sharding at every key; the error that jax makes up for it, and nnx drops, shows
+  the whole trace so far, and takes up to two thirds of the time in which a network is built.
+  """
+
+  drawn = 0
+
+  def __call__(self) -> jax.Array:
+    key = jax.random.fold_in(self.key[...], self.drawn)
+    self.drawn += 1
+    return key
+
+
+def _keys(key: jax.Array) -> nnx.Rngs:
+  """What `nnx.Rngs(key)` gives."""
+  rngs = nnx.Rngs(key)
+  rngs.default = _Stream(key, tag='default')  # type: ignore[attr-defined]
+  return rngs
 
 
 def _table(abstract: Mapping[str, nnx.Module], names: list[str]) -> tuple[dict[str, str], dict[str, _Stage]]:
