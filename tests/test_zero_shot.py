@@ -14,6 +14,7 @@ from transferlab.errors import UserError
 from transferlab.preparation import prepare
 from transferlab.settings import Run, Texts
 from transferlab.weights import export, mapping, readers
+from transferlab.weights.contents import Contents
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
@@ -79,7 +80,7 @@ def photos(tmp_path_factory):
 
 def _run(photos, weights, **more):
   data = dict(name=f'folder:{photos}', test=1.0 / 3, validation=0.25, batch_size=4)
-  source = dict(weights=str(weights), texts=dict(templates=TEMPLATES, **more.pop('texts', {})))
+  source = dict(weights=str(weights), texts={'templates': TEMPLATES, **more.pop('texts', {})})
   values = dict(network=dict(name='vit'), source=source, target=dict(data=data), phases=[dict(steps=0)])
   return config.validate(Run, {**values, **more})
 
@@ -134,7 +135,7 @@ def test_a_text_tower_answers_as_the_live_one_and_is_written_back(towers, tmp_pa
   ids[:, -1] = len(WORDS) + 4
   ids[2, 7:] = len(WORDS) + 4
   ours = np.where(np.arange(12) > np.array([11, 11, 7, 11, 11])[:, None], -1, ids) if kind == 'clip' else ids
-  given = zero_shot._embeddings(found, ours.astype(np.int32))
+  given = zero_shot._answers(found, ours.astype(np.int32))
   with torch.no_grad():
     theirs = model.get_text_features(torch.tensor(ids))
   theirs = getattr(theirs, 'pooler_output', theirs).numpy()
@@ -152,8 +153,9 @@ def test_the_head_starts_training_and_its_images_learn(towers, photos, tmp_path)
   _, _, folder = towers
   phase = dict(steps=6, train='head', optimizer='sgd', learning_rate=1e-2)
   done = experiment.run(_run(photos[0], folder, phases=[phase]), tmp_path / 'run')
-  losses = [point['train']['loss'] for point in done['curve'] if 'train' in point]
-  assert losses[-1] < losses[0] or len(losses) == 1
+  begun = experiment.run(_run(photos[0], folder), tmp_path / 'begun')
+  assert done['last']['train']['log_loss'] < begun['last']['train']['log_loss']
+  assert begun['trained_parameters'] == 0 < done['trained_parameters']
   report = (tmp_path / 'run' / 'transplant.json').read_text()
   assert 'a photo of a Cat.' in report
 
@@ -168,13 +170,17 @@ def test_it_is_a_teacher_of_other_networks(towers, photos, tmp_path):
     phases=[dict(steps=2)],
     objective=[dict(term='kd', teacher='tower')],
   )
-  assert experiment.run(config.validate(Run, run), tmp_path / 'run')['status'] == 'done'
+  done = experiment.run(config.validate(Run, run), tmp_path / 'run')
+  alone = experiment.run(_run(photos[0], folder, target=run['target']), tmp_path / 'alone')
+  assert done['teachers']['tower']['test']['log_loss'] == pytest.approx(alone['last']['test']['log_loss'], rel=1e-5)
 
 
 def test_names_replace_those_of_the_data_and_templates_are_averaged_as_directions(towers):
   _, _, folder = towers
   contents = readers.read(str(folder))
-  head = lambda names, templates, classes: zero_shot.head(contents, Texts(templates=templates, names=names), classes)
+  head = lambda names, templates, classes: zero_shot.head(
+    contents, Texts(templates=templates, names=names), classes, 'texts'
+  )
   plain = np.asarray(head(None, ['a photo of a {}.'], CLASSES)['kernel'])
   named = np.asarray(head(['cat', 'hot dog', 'ice cream'], ['a photo of a {}.'], ['0', '1', '2'])['kernel'])
   np.testing.assert_array_equal(plain, named)
@@ -191,6 +197,7 @@ def test_names_replace_those_of_the_data_and_templates_are_averaged_as_direction
     (dict(texts=dict(names=['cat'])), 'names: 1 names, and the data have 3 classes'),
     (dict(transplant=[('head', 'init'), ('.*', 'copy')]), 'config.transplant does not take it'),
     (dict(network=dict(name='decoder')), 'is no image tower'),
+    (dict(texts=dict(names=['cat', 'cat', 'dog'])), 'a name of its own'),
   ],
 )
 def test_mistakes_are_named(towers, photos, change, message):
@@ -204,10 +211,47 @@ def test_a_template_has_one_place():
       Texts(templates=[template])
 
 
+def test_unlabelled_images_are_enough(towers, photos):
+  data = dict(name=f'folder:{photos[0]}', test=1.0 / 3, batch_size=4, labelled=False)
+  assert prepare(_run(photos[0], towers[2], target=dict(data=data))).trained_parameters() == 0
+
+
+def test_runs_of_other_texts_are_other_runs_and_are_known_without_reading_them(towers, photos, monkeypatch):
+  monkeypatch.setattr(zero_shot, '_answers', lambda *given: pytest.fail('texts were read'))
+  identity = lambda templates: prepare(_run(photos[0], towers[2], texts=dict(templates=templates))).identity
+  assert identity(['a photo of a {}.']) == identity(['a photo of a {}.']) != identity(['the {}'])
+
+
+@pytest.mark.parametrize(
+  'settings, number',
+  [
+    ({'pad_token': '</s>'}, 2),
+    ({'pad_token': {'content': '<pad>'}}, 1),
+    ({'pad_token': ['</s>']}, None),
+    ({}, None),
+    ({'pad_token': '</s>', 'padding_side': 'left'}, 2),
+  ],
+)
+def test_siglips_padding_is_what_its_records_say_and_never_guessed(settings, number):
+  record, contents = {'tokenizer': _tokenizer('siglip').to_str()}, Contents('a', 'safetensors', {})
+  filled = lambda: zero_shot._filled(np.array([[5, 6, -1, -1]]), contents, settings, record, 'texts')
+  if number is None:
+    with pytest.raises(UserError, match=r'put its tokenizer_config\.json beside it'):
+      filled()
+  else:
+    left = settings.get('padding_side') == 'left'
+    assert filled().tolist() == [[number, number, 5, 6] if left else [5, 6, number, number]]
+
+
+def test_the_first_siglip_reads_no_punctuation():
+  assert zero_shot._as_trained('A photo, of  a Cat.', 'SiglipTokenizerFast') == 'a photo of a cat'
+  assert zero_shot._as_trained('A photo, of  a Cat.', 'GemmaTokenizer') == 'a photo, of a cat.'
+
+
 def test_a_text_that_is_too_long_is_named(towers):
   texts = Texts(templates=['a photo of the {} ' + 'dog ' * 12])
   with pytest.raises(UserError, match='more tokens than the 12'):
-    zero_shot.head(readers.read(str(towers[2])), texts, CLASSES)
+    zero_shot.head(readers.read(str(towers[2])), texts, CLASSES, 'texts')
 
 
 def test_without_a_tokenizer_or_a_text_tower_there_is_no_head(towers, photos, tmp_path):
@@ -222,10 +266,10 @@ def test_without_a_tokenizer_or_a_text_tower_there_is_no_head(towers, photos, tm
 
 def test_its_leaves_are_read_once_they_are_asked_for(towers, monkeypatch):
   calls = []
-  answers = zero_shot._embeddings
-  monkeypatch.setattr(zero_shot, '_embeddings', lambda *given: calls.append(given) or answers(*given))
-  leaves = zero_shot.head(readers.read(str(towers[2])), Texts(), CLASSES)
+  answers = zero_shot._answers
+  monkeypatch.setattr(zero_shot, '_answers', lambda *given: calls.append(given) or answers(*given))
+  texts = Texts(templates=['the photo of the {}'])
+  leaves, others = (zero_shot.head(readers.read(str(towers[2])), texts, CLASSES, 'texts') for _ in range(2))
   assert not calls and leaves['kernel'].shape[1] == 3
-  first, second = np.asarray(leaves['kernel']), np.asarray(leaves['kernel'])
-  assert len(calls) == 1 and np.array_equal(first, second)
+  assert np.array_equal(np.asarray(leaves['kernel']), np.asarray(others['kernel'])) and len(calls) == 1
   assert paths.flatten({'head': leaves}).keys() == {'head/kernel', 'head/bias'}

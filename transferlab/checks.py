@@ -88,7 +88,7 @@ def labels(loaded: Loaded, stretches: Sequence[Any]) -> None:
   counts = loaded.labels.get('tasks') or {None: loaded.labels}
   for stretch in stretches:
     objective = stretch.method.objective
-    for name, term in objective.terms.items():
+    for name, term in objective.terms.items() if stretch.steps else ():
       task = objective.tasks[name]
       if 'labels' in term.needs and task in counts and not counts[task]['train']:
         none = 'data.labelled=False says that there are none' if task is None else f'no training example has {task!r}'

@@ -103,7 +103,7 @@ class Prepared:
     if self.network is None:
       return None
     shapes = paths.flatten(self.network.shapes()['params'])
-    moved = set().union(*(stretch.method.trainable for stretch in self.stretches))
+    moved = set().union(*(stretch.method.trainable for stretch in self.stretches if stretch.steps))
     return sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path in moved)
 
   def select_metric(self) -> str:
@@ -238,7 +238,7 @@ def _plan(
     made = transplant.plan(
       shapes,
       network.shapes(),
-      run.transplant or transplant.DEFAULT_RULES[bool(weights and weights.head) :],
+      run.transplant or (transplant.ALL if weights and weights.head else transplant.DEFAULT_RULES),
       stages=network.stages,
       places=network.positions,
       source_names=rows.of_tokens(words, shapes['params']) if words else rows.of_record(given, shapes),
@@ -267,8 +267,7 @@ def _origin(run: Run, spec: Source, loaded: Loaded, where: str) -> tuple[Prepare
   try:
     usual = spec.network or run.network
     weights = pretrained.read(spec, where, usual.name if usual else None)
-    classes = () if loaded.info.tasks else loaded.info.classes
-    return None, zero_shot.with_head(weights, spec.texts, classes) if spec.texts else weights
+    return None, zero_shot.with_head(weights, spec.texts, loaded.info, f'{where}.texts') if spec.texts else weights
   except UserError as error:
     raise (error if where in str(error) or not isinstance(spec, Teacher) else UserError(f'{where}: {error}')) from None
 

@@ -206,5 +206,8 @@ def digest(weights: Weights, taken: Mapping[str, set[str]]) -> str:
   for kind, wanted in sorted(taken.items()):
     leaves = paths.flatten(weights.variables[kind])
     for path in sorted(wanted):  # one at a time: together they may be large
+      if cause := getattr(leaves[path], 'cause', None):  # made, and not read
+        found[f'{kind}/{path}'] = cause()
+        continue
       found |= {f'{kind}/{name}': value for name, value in partition.digests({path: leaves[path]}).items()}
   return config.digest({**found, 'preprocessing': weights.preprocessing})

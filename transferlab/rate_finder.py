@@ -61,9 +61,9 @@ def find(
   settings = next(candidates(settings)).settings
   curve, stopped = measure(settings, workdir.parent, steps, smallest, largest, screen, stop)
   found = suggestions([point['rate'] for point in curve], [point['smoothed'] for point in curve])
-  rates = settings.phases[0].learning_rate
+  rates = settings.phases[_first(settings)].learning_rate
   record = {
-    'phase': names(settings.phases)[0],
+    'phase': names(settings.phases)[_first(settings)],
     'steps': steps,
     'smallest': smallest,
     'largest': largest,
@@ -124,6 +124,11 @@ def measure(
   return curve.points, stopped
 
 
+def _first(settings: Run) -> int:
+  """The number of the first phase that trains."""
+  return next((number for number, phase in enumerate(settings.phases) if phase.steps != 0), 0)
+
+
 def trial(settings: Run, steps: int, smallest: float, largest: float) -> Run:
   """The run of a single phase that the finder trains: the first one of `settings` with growing rates.
 
@@ -132,17 +137,19 @@ def trial(settings: Run, steps: int, smallest: float, largest: float) -> Run:
   """
   if not settings.phases:
     raise UserError('the learning-rate finder trains the first phase, and a baseline has none')
+  if all(phase.steps == 0 for phase in settings.phases):
+    raise UserError('the learning-rate finder trains the first phase that has steps, and there is none')
   if not 0 < smallest < largest or smallest / largest < WIDEST or steps < FEWEST:
     raise UserError(
       f'the learning-rate finder needs 0 < smallest < largest and at least {FEWEST} steps, not smallest={smallest}, '
       f'largest={largest}, steps={steps}; nearest: 1e-7, 10.0, 100'
     )
   values = config.resolved(settings)
-  phase = values['phases'][0] | {
+  phase = values['phases'][_first(settings)] | {
     'steps': steps,
     'epochs': None,
     'examples': None,
-    'learning_rate': scaled(settings.phases[0].learning_rate, largest),
+    'learning_rate': scaled(settings.phases[_first(settings)].learning_rate, largest),
     'schedule': {'name': 'exponential', 'first': smallest / largest},
     'average': None,
     'interpolate': None,

@@ -15,7 +15,8 @@ import numpy as np
 from transferlab import paths, resized, rows
 from transferlab.errors import UserError, nearest, unknown
 
-DEFAULT_RULES = [('head', 'init'), ('.*', 'copy')]
+ALL = [('.*', 'copy')]
+DEFAULT_RULES = [('head', 'init'), *ALL]
 ACTIONS = (
   "'copy'", "'copy:SOURCE PATH'", "'partial'", "'classes:3,7'", "'channels:sum|tile|zero'", "'positions:linear|first'",
   "'resize'", "'columns'", "'tokens[:mean|zero]'", "'init'",

@@ -220,7 +220,7 @@ KERAS_RESNET, KERAS_MOBILENET = (FAMILIES[f'{name} of Keras'][0] for name in ('i
     ('imagenet_resnet', {**KERAS_RESNET, 'epsilon': 1e-5}, 'torchvision', "has stride_on='3x3', and this one '1x1'"),
     ('imagenet_resnet', {**KERAS_RESNET, 'epsilon': 1e-5}, 'keras', 'has epsilon=1.001e-05, and this one 1e-05'),
     ('imagenet_resnet', {**KERAS_RESNET, 'stride_on': '3x3'}, 'keras', "has stride_on='1x1', and this one '3x3'"),
-    ('imagenet_resnet', dict(depth=18, width=2), 'keras', 'keras writes no network of these shapes'),
+    ('imagenet_resnet', dict(depth=18, width=2), 'keras', 'keras has no network of these layers'),
     ('mobilenet_v2', dict(width=0.1, padding='same'), 'torchvision', "has padding='both', and this one 'same'"),
     ('mobilenet_v2', dict(width=0.1, epsilon=1e-3), 'timm', 'has epsilon=1e-05, and this one 0.001'),
     ('mobilenet_v2', {**KERAS_MOBILENET, 'padding': 'both'}, 'keras', "has padding='same', and this one 'both'"),

@@ -226,7 +226,11 @@ def test_without_its_config_heads_of_64_features_are_assumed_and_the_report_says
   [
     ('llama', {'model_type': 'gemma'}, "model_type='gemma' has the names of llama, mistral, and computes otherwise"),
     ('llama', {'rope_parameters': {'rope_type': 'yarn'}}, "rotary positions of rope_type='yarn'"),
-    ('llama', {'rope_parameters': {'rope_type': 'llama3', 'factor': 2.0}}, 'llama3.* without low_freq_factor, '),
+    (
+      'llama',
+      {'rope_parameters': {'rope_type': 'llama3', 'factor': 2.0}},
+      'without numbers low_freq_factor, ',
+    ),
     ('llama', {'head_dim': 16}, 'head_dim=16, and 4 heads of this network have 8 features'),
     ('bert', {'hidden_act': 'mish'}, "activation 'mish'; nearest: "),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'attention is scaled by 1 / √'),

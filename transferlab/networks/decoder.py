@@ -30,12 +30,10 @@ from transferlab.networks.transformer import (
   turns,
 )
 
+WHERE = "network 'decoder'"
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Factor = Annotated[float, Field(ge=1, le=1e9)]
 Base = Annotated[float, Field(gt=1, le=1e12)]
-
-
-WHERE = "network 'decoder'"
 
 
 class Normed(nnx.Module):
@@ -106,7 +104,7 @@ def decoder(
   places = pool == 'none'
   bands = None if rotary_bands is None else (rotary_bands[0], rotary_bands[1], rotary_bands[2])
   check_texts('decoder', input_shape, width, heads, groups, positions)
-  _check(width // heads, rotary, rotary_bands)
+  _check(width // heads, rotary, rotary_factor, rotary_bands)
   if places:
     _check_language(outputs, vocabulary, tied, causal, head_bias)
 
@@ -147,7 +145,9 @@ def _rms_norm(width: int, rngs: nnx.Rngs, epsilon: float) -> nnx.RMSNorm:
   return nnx.RMSNorm(width, epsilon=epsilon, rngs=rngs)
 
 
-def _check(size: int, rotary: float | None, bands: list[float] | None) -> None:
+def _check(size: int, rotary: float | None, factor: float, bands: list[float] | None) -> None:
+  if rotary is None and (factor != 1 or bands is not None):
+    raise UserError(f'{WHERE}: rotary_factor and rotary_bands are of rotary positions; nearest: rotary=10000.0')
   if rotary is not None and size % 2:
     raise UserError(f'{WHERE}: rotary turns pairs of features, and each head has {size}; nearest: fewer heads')
   if bands is not None and bands[0] >= bands[1]:

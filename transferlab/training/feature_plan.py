@@ -273,7 +273,7 @@ def cached(
     made.append(_starting(stretch, prefix, recordings))
     if prefix is not None:
       said.append(f'phase {stretch.name!r} {prefix}' + (f'; {reason}' if reason else ''))
-    elif reason:
+    elif reason and stretch.steps:
       said.append(f'phase {stretch.name!r} runs its frozen stages in every step: {reason}')
   return made, said
 

@@ -158,7 +158,7 @@ class Loop:
       final = self.feed.single(state)
     if stretch.steps:
       self._prove(index, stretch, self._variables(final, frozen))
-    elif self.validation:  # of no steps: the network as it begins
+    elif self.validation and stretch.phase.interpolate is None:  # of no steps: the network as it begins
       self._validate(stretch, self._variables(final, frozen))
     variables = self._result(stretch, final, frozen)
     if 'raw' in self._ends(stretch):

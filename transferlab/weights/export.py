@@ -144,7 +144,7 @@ def _check_same(origin: Origin, options: Mapping[str, Any], arrays: Mapping[str,
   shapes, name = {name: array.shape for name, array in arrays.items()}, origin.name
   found = origin.options(shapes)
   if found is None:
-    raise UserError(f'{name} writes no network of these shapes; names=ours writes every leaf')
+    raise UserError(f'{name} has no network of these layers; names=ours writes every leaf')
   theirs = config.check_options(networks.network_function(origin.network), found, f'network {origin.network!r}')
   # What the origin's config.json can say is no matter of names.
   computed = COMPUTED - set(origin.states)

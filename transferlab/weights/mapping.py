@@ -199,7 +199,7 @@ def _fitted(contents: Contents, origin: Origin, options: dict[str, Any]) -> Reco
   options |= own.get('options', {})
   record = own.get('preprocessing')
   table = origin.table({**options, **({'input_shape': record['input_shape']} if record else {})})
-  held = {name for name in contents.tensors if not origin.skips(name)}
+  held = {name for name in contents.tensors if own or not origin.skips(name)}
   present = {ours: entry for ours, entry in table.items() if entry[0] in held}
   if any(paths.stage_of(ours) != 'head' for ours in set(table) - set(present)):
     return None

@@ -93,7 +93,7 @@ def _options(
     **usual,
   }
   if names['pool/dense/kernel'] not in shapes:
-    if names['head/kernel'] in shapes:
+    if names['head/kernel'] == 'classifier.weight' and 'classifier.weight' in shapes:
       return None  # a classifier of tokens
     options['pooler'] = 'none'
   return options if fits(shapes, table(options), {}) else None

@@ -105,7 +105,8 @@ def _stated_gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
 def _stated_llama(config: Mapping[str, Any]) -> dict[str, Any]:
   """Raises `UserError` for rotary positions that are scaled in ways ours are not, or heads of another size."""
   found = stated_options(config, ('llama', 'mistral'), STATED_LLAMA)
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+  rope = config.get('rope_parameters') or config.get('rope_scaling')
+  rope = rope if isinstance(rope, Mapping) else {}
   found |= _scaled(rope)
   heads, width, size = (config.get(key) for key in ('num_attention_heads', 'hidden_size', 'head_dim'))
   if size and heads and width and size * heads != width:
@@ -125,8 +126,9 @@ def _scaled(rope: Mapping[str, Any]) -> dict[str, Any]:
   if kind == 'default':
     return {}
   bands = ('low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-  if missing := [key for key in ('factor', *(bands if kind == 'llama3' else ())) if not rope.get(key)]:
-    raise UserError(f'config.json: rotary positions of rope_type={kind!r} without {", ".join(missing)}')
+  wanted = ('factor', *(bands if kind == 'llama3' else ()))
+  if missing := [key for key in wanted if not isinstance(rope.get(key), int | float)]:
+    raise UserError(f'config.json: rotary positions of rope_type={kind!r} without numbers {", ".join(missing)}')
   found: dict[str, Any] = {'rotary_factor': float(rope['factor'])}
   return found | ({'rotary_bands': [float(rope[key]) for key in bands]} if kind == 'llama3' else {})
 
