@@ -9,7 +9,8 @@ python -m transferlab.main --config=configs/clip_photos.py
 Seen: not measured, since the weights were not at hand; the run was tried with weights of random values.
 Data: class folders in data/photos/train and data/photos/val; val is what the program tests on.
 Weights: a folder with model.safetensors, config.json, preprocessor_config.json and tokenizer.json of
-openai/clip-vit-base-patch32, or of a SigLIP; or --config.source.weights=hf:openai/clip-vit-base-patch32
+openai/clip-vit-base-patch32, or of a SigLIP (then tokenizer_config.json, too); or
+--config.source.weights=hf:openai/clip-vit-base-patch32
 """
 
 import ml_collections
