@@ -300,8 +300,8 @@ def _small(**options):
   [
     (dict(pool='mean'), 'torchvision', "pool='class'"),
     (dict(pool='mean'), 'transformers', "pool='class'"),
-    (dict(pool='class_mean'), 'timm', 'timm writes no network'),
-    (dict(class_token=False, pool='mean'), 'torchvision', 'torchvision writes no network'),
+    (dict(pool='class_mean'), 'timm', 'timm has no network'),
+    (dict(class_token=False, pool='mean'), 'torchvision', 'torchvision has no network'),
     (dict(activation='silu'), 'timm', "activation='gelu'"),
   ],
 )
