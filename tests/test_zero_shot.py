@@ -85,6 +85,11 @@ def _run(photos, weights, **more):
   return config.validate(Run, {**values, **more})
 
 
+def _head(folder, texts, classes=CLASSES):
+  contents = readers.read(str(folder))
+  return zero_shot.head(zero_shot._tower(contents, 'texts'), contents, texts, classes, 'texts')
+
+
 def _live(kind, model, images):
   """Logits [images, classes] of the live model's embeddings, with the mean of directions over templates."""
   torch = pytest.importorskip('torch')
@@ -177,10 +182,7 @@ def test_it_is_a_teacher_of_other_networks(towers, photos, tmp_path):
 
 def test_names_replace_those_of_the_data_and_templates_are_averaged_as_directions(towers):
   _, _, folder = towers
-  contents = readers.read(str(folder))
-  head = lambda names, templates, classes: zero_shot.head(
-    contents, Texts(templates=templates, names=names), classes, 'texts'
-  )
+  head = lambda names, templates, classes: _head(folder, Texts(templates=templates, names=names), classes)
   plain = np.asarray(head(None, ['a photo of a {}.'], CLASSES)['kernel'])
   named = np.asarray(head(['cat', 'hot dog', 'ice cream'], ['a photo of a {}.'], ['0', '1', '2'])['kernel'])
   np.testing.assert_array_equal(plain, named)
@@ -229,6 +231,7 @@ def test_runs_of_other_texts_are_other_runs_and_are_known_without_reading_them(t
     ({'pad_token': {'content': '<pad>'}}, 1),
     ({'pad_token': ['</s>']}, None),
     ({}, None),
+    ({'pad_token': 'unheard'}, None),
     ({'pad_token': '</s>', 'padding_side': 'left'}, 2),
   ],
 )
@@ -251,7 +254,7 @@ def test_the_first_siglip_reads_no_punctuation():
 def test_a_text_that_is_too_long_is_named(towers):
   texts = Texts(templates=['a photo of the {} ' + 'dog ' * 12])
   with pytest.raises(UserError, match='more tokens than the 12'):
-    zero_shot.head(readers.read(str(towers[2])), texts, CLASSES, 'texts')
+    _head(towers[2], texts)
 
 
 def test_without_a_tokenizer_or_a_text_tower_there_is_no_head(towers, photos, tmp_path):
@@ -269,7 +272,7 @@ def test_its_leaves_are_read_once_they_are_asked_for(towers, monkeypatch):
   answers = zero_shot._answers
   monkeypatch.setattr(zero_shot, '_answers', lambda *given: calls.append(given) or answers(*given))
   texts = Texts(templates=['the photo of the {}'])
-  leaves, others = (zero_shot.head(readers.read(str(towers[2])), texts, CLASSES, 'texts') for _ in range(2))
+  leaves, others = (_head(towers[2], texts) for _ in range(2))
   assert not calls and leaves['kernel'].shape[1] == 3
   assert np.array_equal(np.asarray(leaves['kernel']), np.asarray(others['kernel'])) and len(calls) == 1
   assert paths.flatten({'head': leaves}).keys() == {'head/kernel', 'head/bias'}

@@ -1,8 +1,8 @@
 """A head out of texts: what CLIP and SigLIP make of the names of classes (Radford et al. 2021, section 3.1).
 
-Class c is the direction of its texts, w_c = mean over templates of t/‖t‖, brought to length 1 (section 3.1.4), where t
-is what the text tower makes of 'a photo of a …'. The head of the image tower is then a linear one on features of
-length 1, which is evaluated, fine-tuned and distilled as any other; CLIP has no bias (reads files):
+Reads weights. Class c is the direction of its texts, w_c = mean over templates of t/‖t‖, brought to length 1 (section
+3.1.4), where t is what the text tower makes of 'a photo of a …'. The head of the image tower is then a linear one on
+features of length 1, which is evaluated, fine-tuned and distilled as any other; CLIP has no bias:
 
   logits = exp(scale) · w_c · x/‖x‖ + bias
 """
@@ -58,7 +58,7 @@ def with_head(weights: Weights, texts: Texts, info: Info, where: str) -> Weights
     where: `texts` stand in the config.
 
   Raises:
-    UserError: other data than those of one set of classes, or see `head`.
+    UserError: other data than those of one set of classes; no text tower or no tokenizer in the file; or see `head`.
   """
   if weights.contents is None or weights.network != 'vit':
     raise UserError(f'{where}: {weights.origin} is no image tower of CLIP or SigLIP')
@@ -67,27 +67,27 @@ def with_head(weights: Weights, texts: Texts, info: Info, where: str) -> Weights
   tower = _tower(weights.contents, where)
   if tower.origin.name == 'clip' and weights.options.get('projection') != tower.outputs:
     raise UserError(f'{where}: {weights.contents.file} has no visual_projection to {tower.outputs} features')
-  made = head(weights.contents, texts, info.classes, where)
+  made = head(tower, weights.contents, texts, info.classes, where)
   notes = (*weights.notes, *(f'text tower: {note}' for note in tower.mapped.notes))
   return dataclasses.replace(weights, head=made, options={**weights.options, 'normalise': True}, notes=notes)
 
 
-def head(contents: Contents, texts: Texts, classes: Sequence[str], where: str) -> dict[str, Leaf]:
+def head(tower: Recognised, contents: Contents, texts: Texts, classes: Sequence[str], where: str) -> dict[str, Leaf]:
   """The leaves of the head that texts make of classes: 'kernel' [embedding, classes] and 'bias' [classes].
 
   Args:
+    tower: of the texts, in the file.
     classes: as the data name them; where: `texts` stand in the config.
 
   Raises:
-    UserError: no text tower or no tokenizer in the file, other names than classes, or a text that is longer than the
-      tower reads.
+    UserError: other names than classes, a text that is longer than the tower reads, padding that is not known, or a
+      scale that is no number.
   """
   names = texts.names or [name.replace('_', ' ') for name in classes]
   if len(names) != len(classes):
     raise UserError(f'{where}.names: {len(names)} names, and the data have {len(classes)} classes')
   if len(set(names)) < len(names):
     raise UserError(f'{where}.names: each class needs a name of its own')
-  tower = _tower(contents, where)
   ids = _ids([template.replace('{}', name) for name in names for template in texts.templates], contents, tower, where)
   scale, bias = (_number(contents, name, where) for name in ('logit_scale', 'logit_bias'))
   first, count = texts.templates[0], len(texts.templates)
@@ -174,7 +174,7 @@ def _filled(
   part = config_json.get('text_config') if isinstance(config_json, Mapping) else None
   stated = part.get('pad_token_id') if isinstance(part, Mapping) else None
   known = [own.get('pad_id'), numbers.get(token) if isinstance(token, str) else None, stated]
-  number = next((value for value in known if isinstance(value, int)), None)
+  number = next((value for value in known if isinstance(value, int) and 0 <= value < len(numbers)), None)
   if number is None:
     raise UserError(
       f'{where}: with which token {contents.file} fills texts up is not known; put its tokenizer_config.json beside it'
