@@ -248,9 +248,9 @@ def test_what_would_compute_otherwise_is_refused(name, settings, message, tmp_pa
 @pytest.mark.parametrize('name', ['bert', 'roberta', 'distilbert', 'gpt2', 'gpt2 as a classifier', 'llama',
                                   'llama, tied, large epsilon', 'llama as a classifier'])  # fmt: skip
 def test_what_is_written_is_bit_by_bit_what_transformers_wrote_and_loads_there(name, tmp_path):
+  model = _saved(name, tmp_path)
   from safetensors.torch import load_file
 
-  model = _saved(name, tmp_path)
   found, _, variables = _opened(tmp_path)
   file = tmp_path / 'a.safetensors'
   notes = export.write(file, variables, found.origin.network, found.options, {}, 'transformers')
